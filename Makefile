@@ -1,0 +1,42 @@
+# The two commands of the README, and what one types twice. Each sets up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:
+	@echo "make course     run every notebook; pages and results go to build/course"
+	@echo "make test       check the code, then run the tests and every notebook in fast mode"
+	@echo "make test-slow  the checks that take many minutes"
+	@echo "make lab        open JupyterLab at the first notebook"
+	@echo "make clean      remove what make course and make test wrote"
+	@echo
+	@echo "CROPKIT_DATA=<folder>  your own photos      CROPKIT_ARCH=<name>  another model      CROPKIT_FAST=1  tiny, for a try"
+	@echo "TORCH_INDEX=<address>  at the first make: where pip finds a CPU-only torch (see README)"
+
+# Installs again only when pyproject.toml has changed.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@
+
+course: .venv/installed
+	$(BIN)/python tools/run_course.py
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	CROPKIT_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadscope \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow -s tests
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks/00_check_your_setup.ipynb
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache
+	@echo "Kept: data/ (photos) and .venv/ (installed packages). Delete them by hand to start from nothing."
+
+.PHONY: help course test test-slow lab clean

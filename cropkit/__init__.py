@@ -1,0 +1,52 @@
+"""cropkit: transfer learning on crop photos, in functions that fit a lesson."""
+
+from cropkit.catalog import check_split, class_names, find_duplicates, good_photos, scan, split
+from cropkit.datasets import CropDataset, make_loaders, transforms_for
+from cropkit.interpret import confusion_matrix, most_confused
+from cropkit.models import (
+    HeadMismatch,
+    check_head,
+    count_parameters,
+    create_model,
+    freeze_backbone,
+    freeze_batchnorm,
+    get_classifier,
+    reset_classifier,
+    unfreeze,
+)
+from cropkit.photos import BadPhoto, open_photo
+from cropkit.samples import make_sample
+from cropkit.training import evaluate, fit, predict, train_one_epoch
+from cropkit.weights import MissingWeights, read_state_dict
+
+__all__ = [
+    "BadPhoto",
+    "CropDataset",
+    "HeadMismatch",
+    "MissingWeights",
+    "check_head",
+    "check_split",
+    "class_names",
+    "confusion_matrix",
+    "count_parameters",
+    "create_model",
+    "evaluate",
+    "find_duplicates",
+    "fit",
+    "freeze_backbone",
+    "freeze_batchnorm",
+    "get_classifier",
+    "good_photos",
+    "make_loaders",
+    "make_sample",
+    "most_confused",
+    "open_photo",
+    "predict",
+    "read_state_dict",
+    "reset_classifier",
+    "scan",
+    "split",
+    "train_one_epoch",
+    "transforms_for",
+    "unfreeze",
+]

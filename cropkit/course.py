@@ -1,0 +1,115 @@
+"""What the notebooks share: which photos, which model, how much of it, and where results go.
+
+Three environment variables decide, and they are read here and nowhere else:
+
+- ``CROPKIT_DATA``: a folder of one's own photos instead of the drawn sample;
+- ``CROPKIT_ARCH``: the model, ``efficientnet_lite0`` unless set;
+- ``CROPKIT_FAST=1``: everything tiny, to see in a minute whether a notebook runs.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from cropkit.catalog import class_names, good_photos, scan, split
+from cropkit.memory import keep_freed_memory
+from cropkit.samples import make_sample
+
+FOLDER = Path(__file__).resolve().parents[1]
+DATA = os.environ.get("CROPKIT_DATA", "")
+ARCH = os.environ.get("CROPKIT_ARCH", "") or "efficientnet_lite0"
+FAST = os.environ.get("CROPKIT_FAST", "") == "1"
+OUT = FOLDER / "build" / "results"
+keep_freed_memory()  # the notebooks' own loops gain from it too
+FAST_PHOTOS = {"train": 3, "val": 1, "test": 1}  # of each class
+
+
+def data_folder() -> Path:
+    """The folder of photos: ``CROPKIT_DATA``, or the drawn sample, which is drawn now if it is not there.
+
+    Raises:
+        FileNotFoundError: if ``CROPKIT_DATA`` names no folder.
+    """
+    if not DATA:
+        return make_sample(FOLDER / "data" / ("sample-fast" if FAST else "sample"), photos_per_class=5 if FAST else 20)
+    # A notebook runs in its own folder; a relative path was meant from the course's.
+    folder = FOLDER / Path(DATA).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"CROPKIT_DATA={DATA}: no such folder. Name the folder that holds one folder a class.")
+    return folder
+
+
+def load_catalog() -> pd.DataFrame:
+    """The course's photos as a catalog in which every class has training photos.
+
+    A split that the folder brings is kept. Where it has no val or no test part, that part is taken out of train;
+    where it has no split at all, `split` makes one. Photos with a problem are named and left out.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
+    """
+    catalog = scan(data_folder())
+    bad = catalog[catalog["problem"] != ""]
+    for row in bad.itertuples():
+        print(f"left out: {row.path} {row.problem}")
+    catalog = with_all_parts(good_photos(catalog))
+    class_names(catalog)
+    if FAST:
+        number = catalog.groupby(["label", "split"]).cumcount()
+        keep = number < catalog["split"].map(FAST_PHOTOS)
+        catalog = catalog[keep].reset_index(drop=True)
+    return catalog
+
+
+def with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
+    """The catalog with photos in train, val and test, taking from train what is missing.
+
+    A class of one training photo gives none away.
+    """
+    placed = catalog["split"] != ""
+    if not placed.all():
+        return split(catalog)
+    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
+    if not missing:
+        return catalog
+    catalog = catalog.copy()
+    train = catalog["split"] == "train"
+    shares = [1 - 0.2 * len(missing)] + [0.2 if part in missing else 0.0 for part in ("val", "test")]
+    catalog.loc[train, "split"] = split(catalog[train], fractions=shares)["split"]
+    print(f"no {' and no '.join(missing)} photos: took them out of train")
+    return catalog
+
+
+# The rows of the course's closing table: the notebook and the method that it records.
+ROWS = (
+    ("04_feature_extraction", "feature extraction"),
+    ("05_fine_tuning", "fine-tuning, diary"),
+    ("05_fine_tuning", "fine-tuning, two rates"),
+)
+
+
+def row_file(notebook: str, method: str) -> Path:
+    """Where a row of the closing table lies."""
+    return OUT / f"{notebook}-{method.replace(', ', '-').replace(' ', '_')}.json"
+
+
+def record(notebook: str, method: str, trainable: int, test_accuracy: float, seconds: float) -> None:
+    """Write one row of the course's closing table.
+
+    Args:
+        notebook: the notebook's name without ``.ipynb``.
+        method: the row's method; together they are one of `ROWS`.
+        trainable: number of weights that learned.
+        test_accuracy: share of the test photos that were classified right.
+        seconds: what training took.
+    """
+    if (notebook, method) not in ROWS:
+        raise ValueError(f"{notebook!r} with {method!r} is no row of the closing table; known are {ROWS}.")
+    row = {"model": ARCH, "method": method, "trainable": trainable, "test_accuracy": test_accuracy, "seconds": seconds}
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = row_file(notebook, method)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(row), encoding="utf-8")
+    temporary.replace(path)

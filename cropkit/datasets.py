@@ -1,0 +1,147 @@
+"""From the catalog to batches of tensors."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from cropkit.catalog import SPLITS, check_split, class_names, good_photos
+from cropkit.models import preprocessing_of
+from cropkit.photos import open_photo
+
+Transform = Callable[[Image.Image], Tensor]
+# RandomResizedCrop takes at least this share of the photo's area. The usual 0.08 often cuts the crop away.
+SMALLEST_CUT = 0.35
+
+
+class CropDataset(Dataset[tuple[Tensor, int]]):
+    """The photos of a catalog, one (tensor of shape (3, H, W), class index) each.
+
+    Args:
+        catalog: rows of `scan`, all of them good photos.
+        class_names: a class's index is its place in this list.
+        transform: makes the tensor from an RGB photo.
+        min_side: passed on to `open_photo`.
+
+    Raises:
+        ValueError: if a row's label is not in `class_names`; names the label and the photo.
+    """
+
+    def __init__(
+        self,
+        catalog: pd.DataFrame,
+        class_names: Sequence[str],
+        transform: Transform,
+        *,
+        min_side: int | None = None,
+    ) -> None:
+        self.root = Path(catalog.attrs["root"])
+        self.paths = list(catalog["path"])
+        self.class_names = list(class_names)
+        self.transform = transform
+        self.min_side = min_side
+        index = {name: number for number, name in enumerate(self.class_names)}
+        for path, label in zip(catalog["path"], catalog["label"], strict=True):
+            if label not in index:
+                raise ValueError(
+                    f"{path}: its label {label!r} is not among the {len(index)} classes "
+                    f"({self.class_names[0]} ... {self.class_names[-1]}). Correct the label or leave the photo out."
+                )
+        self.targets = [index[label] for label in catalog["label"]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        photo = open_photo(self.root / self.paths[index], min_side=self.min_side)
+        return self.transform(photo), self.targets[index]
+
+
+def transforms_for(model: nn.Module, *, augment: bool = False) -> Transform:
+    """What turns a photo into the model's input, as its pretrained weights expect it.
+
+    Size, interpolation, mean and standard deviation come from ``model.preprocessing``, never from a constant.
+
+    Args:
+        model: from `create_model`.
+        augment: for training: a random cut of the photo, mirrored half of the time, instead of its centre.
+
+    Returns:
+        A function from an RGB photo to a tensor of shape (3, crop_size, crop_size), float32, normalised.
+
+    Raises:
+        ValueError: if the model does not say what it expects.
+    """
+    expects = preprocessing_of(model)
+    crop, how = expects["crop_size"], v2.InterpolationMode(expects["interpolation"])
+    cut: list[nn.Module]
+    if augment:
+        cut = [
+            v2.RandomResizedCrop(crop, scale=(SMALLEST_CUT, 1.0), interpolation=how),
+            v2.RandomHorizontalFlip(),
+        ]
+    else:
+        cut = [v2.Resize(expects["resize_size"], interpolation=how), v2.CenterCrop(crop)]
+    to_tensor = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(expects["mean"], expects["std"]),
+    ]
+    return v2.Compose([*cut, *to_tensor])
+
+
+def make_loaders(
+    catalog: pd.DataFrame,
+    model: nn.Module,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    num_workers: int = 0,
+    augment: bool = True,
+) -> dict[str, DataLoader]:
+    """Loaders for the parts of a catalog that hold photos.
+
+    Args:
+        catalog: divided into train, val and test (see `split`). Photos with a problem are left out.
+        model: its weights decide the transform.
+        batch_size: photos a batch.
+        seed: decides the order of the training photos.
+        num_workers: processes that read photos; 0 reads them in this one, which works everywhere.
+        augment: vary the training photos at random. Val and test are never varied.
+
+    Returns:
+        ``{"train": ..., "val": ..., "test": ...}``, without a part that is empty. Each yields (photos, targets) of
+        shapes (N, 3, H, W) and (N,); train in random order, the others in the catalog's. ``loader.dataset`` knows
+        ``class_names``, the same list for every part, whatever classes the part happens to hold.
+
+    Raises:
+        ValueError: if there are fewer than two classes, or a class has no training photos.
+    """
+    check_split(catalog)
+    names = class_names(catalog)
+    loaders = {}
+    for part in SPLITS:
+        photos = good_photos(catalog[catalog["split"] == part])
+        if not len(photos):
+            continue
+        photos.attrs["root"] = catalog.attrs["root"]
+        training = part == "train"
+        dataset = CropDataset(
+            photos,
+            names,
+            transforms_for(model, augment=augment and training),
+            min_side=preprocessing_of(model)["resize_size"],
+        )
+        loaders[part] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=training,
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    return loaders

@@ -1,0 +1,356 @@
+"""Models and the surgery on them: make one, find its head, replace the head, freeze the rest."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cropkit.weights import WEIGHT_FILES, MissingWeights, StateDict, find_weights, read_state_dict
+
+# The side, in pixels, of the blank photo that is tried on a model which does not say what it expects.
+DEFAULT_CROP = 224
+# Built without the auxiliary heads that only training from scratch uses; their weights are then left out too.
+WITHOUT_AUXILIARY: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
+}
+
+
+class HeadMismatch(ValueError):
+    """A model whose number of outputs is not the number of classes."""
+
+
+def create_model(
+    arch: str, *, num_classes: int | None = None, weights: str | os.PathLike[str] | None = "imagenet"
+) -> nn.Module:
+    """Make an image classifier.
+
+    Args:
+        arch: ``"efficientnet_lite0"`` (its ImageNet weights need no network), any torchvision classifier
+            (``"alexnet"``, ``"resnet18"``, ``"mobilenet_v3_large"``, ...), or ``"timm/<name>"`` for one of timm's.
+        num_classes: None keeps the head that comes with the weights; a number >= 2 replaces it by a new, random one.
+        weights: ``"imagenet"``, None for random weights, or the path of a checkpoint of one's own
+            (see `read_state_dict`), whose head may have any number of outputs.
+
+    Returns:
+        The model, input (N, 3, H, W) float, output (N, K) logits. ``model.arch`` is its name and
+        ``model.preprocessing`` what its weights expect of a photo (see `transforms_for`).
+
+    Raises:
+        ValueError: if `arch` is unknown (the nearest names are offered), or a checkpoint does not fit it.
+        MissingWeights: if the ImageNet weights can be found nowhere.
+    """
+    if weights == "imagenet" and arch.startswith("timm/"):
+        model = _build_timm(arch, pretrained=True)
+    else:
+        model = _build(arch)
+        if weights == "imagenet":
+            _load_imagenet(model, arch)
+        elif weights is not None:
+            _load_own(model, weights, headless_is_fine=num_classes is not None)
+    if num_classes is not None:
+        reset_classifier(model, num_classes)
+    # The same numbers in the order that CPUs and GPUs convolve fastest.
+    return model.to(memory_format=torch.channels_last)
+
+
+def _build(arch: str) -> nn.Module:
+    if arch == "efficientnet_lite0":
+        model = _build_timm("timm/tf_efficientnet_lite0", pretrained=False)
+        return _describe(model, arch, preprocessing_of(model))
+    if arch.startswith("timm/"):
+        return _build_timm(arch, pretrained=False)
+    if arch not in WEIGHT_FILES:
+        known = [*WEIGHT_FILES, *(f"timm/{name}" for name in timm.list_models())]
+        near = difflib.get_close_matches(arch, known, n=4, cutoff=0.4)
+        raise ValueError(f"unknown architecture {arch!r}. Nearest names: {', '.join(near) or 'none'}.")
+    model = torchvision.models.get_model(arch, weights=None, **WITHOUT_AUXILIARY.get(arch, {}))
+    preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+    return _describe(
+        model,
+        arch,
+        {
+            "resize_size": preset.resize_size[0],
+            "crop_size": preset.crop_size[0],
+            "interpolation": preset.interpolation.value,
+            "mean": list(preset.mean),
+            "std": list(preset.std),
+        },
+    )
+
+
+def _describe(model: nn.Module, arch: str, preprocessing: dict[str, Any]) -> nn.Module:
+    """Let a model carry its name and what its weights expect of a photo."""
+    model.__dict__.update(arch=arch, preprocessing=preprocessing)
+    return model
+
+
+def preprocessing_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's weights expect of a photo.
+
+    Returns:
+        ``resize_size`` (the short side) and ``crop_size`` in pixels, ``interpolation`` ("bilinear", "bicubic"),
+        ``mean`` and ``std`` of the three channels, for values in [0, 1].
+
+    Raises:
+        ValueError: if the model does not say.
+    """
+    preprocessing = model.__dict__.get("preprocessing")
+    if preprocessing is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say what its weights expect of a photo. Make it with create_model, or "
+            "set model.preprocessing (resize_size, crop_size, interpolation, mean, std)."
+        )
+    return preprocessing
+
+
+def _build_timm(arch: str, *, pretrained: bool) -> nn.Module:
+    name = arch.removeprefix("timm/")
+    if name.split(".")[0] not in timm.list_models():
+        near = [f"timm/{n}" for n in difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)]
+        raise ValueError(f"unknown architecture {arch!r}. Nearest names: {', '.join(near) or 'none'}.")
+    try:
+        model = timm.create_model(name, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:  # timm keeps its downloads, checks and cache to itself
+        if not pretrained:
+            raise
+        raise MissingWeights(
+            f"{arch}: timm could not load its weights ({error}). Run once where there is a network, "
+            "or train another model: efficientnet_lite0 needs no download."
+        ) from error
+    config = timm.data.resolve_model_data_config(model)
+    crop = config["input_size"][-1]
+    return _describe(
+        model,
+        arch,
+        {
+            "resize_size": int(crop / config["crop_pct"]),
+            "crop_size": crop,
+            "interpolation": config["interpolation"],
+            "mean": list(config["mean"]),
+            "std": list(config["std"]),
+        },
+    )
+
+
+def _load_imagenet(model: nn.Module, arch: str) -> None:
+    path = find_weights(arch)
+    state = read_state_dict(path)
+    if arch == "efficientnet_lite0":
+        # The same 296 tensors in the same order under other names: _conv_stem.weight is timm's conv_stem.weight.
+        state = dict(zip(model.state_dict(), state.values(), strict=True))
+    if arch in WITHOUT_AUXILIARY:
+        state = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
+    _load(model, state, path)
+
+
+def _load_own(model: nn.Module, path: str | os.PathLike[str], *, headless_is_fine: bool) -> None:
+    state = read_state_dict(path)
+    name, head = get_classifier(model)
+    theirs = state.get(f"{name}.weight")
+    if theirs is not None and theirs.ndim == 2 and theirs.shape[0] != head.out_features:
+        reset_classifier(model, theirs.shape[0])
+    elif theirs is None and headless_is_fine:
+        state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+    _load(model, state, path)
+
+
+def _load(model: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
+    """Load `state` whole, or raise a ValueError that lists what does not fit."""
+    own = model.state_dict()
+    # Files from before PyTorch 0.4.1 lack these counters, and PyTorch itself does not ask for them.
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in own]
+    misshapen = [
+        f"{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    if missing or unexpected or misshapen:
+        listed = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for what, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", misshapen),
+            )
+            if names
+        )
+        raise ValueError(
+            f"{path}: does not fit {_name(model)} ({listed}). Name the architecture that it was trained as."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _name(model: nn.Module) -> str:
+    return str(model.__dict__.get("arch", type(model).__name__))
+
+
+def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Find the linear layer whose output is the model's output.
+
+    One blank photo goes through the model, and the layer is known by what it returns, so the answer holds whatever
+    the layer is called: ``classifier.6`` (AlexNet), ``fc`` (ResNet), ``classifier.3`` (MobileNetV3), ``heads.head``
+    (torchvision's ViT).
+
+    Returns:
+        The layer's name, as in ``model.named_modules()``, and the layer.
+
+    Raises:
+        ValueError: if no linear layer gives the model's output (SqueezeNet ends in a convolution, a distilled DeiT
+            averages two heads).
+    """
+    returned: dict[str, Tensor] = {}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: returned.__setitem__(name, output)
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
+    try:
+        logits = _try_forward(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heads = [n for n, out in returned.items() if out is logits or torch.equal(out, logits)]
+    if len(heads) == 1:
+        return heads[0], linear[heads[0]]
+    arch = _name(model)
+    like = [n for n, out in returned.items() if out.shape == logits.shape]
+    if len(like) > 1:
+        raise ValueError(
+            f"{arch} makes its output from {len(like)} linear layers ({', '.join(like)}), not from one. "
+            "Choose a model with a single head."
+        )
+    raise ValueError(f"{arch} does not end in a linear layer, so there is no head to replace. Choose another model.")
+
+
+def _try_forward(model: nn.Module) -> Tensor:
+    """The logits of one blank photo, shape (1, K); the model's modes are left as they were."""
+    side = model.__dict__.get("preprocessing", {}).get("crop_size", DEFAULT_CROP)
+    weight = next(model.parameters())
+    photo = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
+    with evaluating(model), torch.no_grad():
+        return model(photo)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every module is in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def reset_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
+    """Replace the last linear layer by a new one with random weights.
+
+    The layer is found by structure (see `get_classifier`), so the same call serves AlexNet's ``classifier[6]``,
+    ResNet's ``fc`` and MobileNetV3's ``classifier[3]``. Everything before it is left as it is, in place. An optimiser
+    made before still holds the old layer: make a new one.
+
+    Args:
+        model: an image classifier, input (N, 3, H, W) float, output (N, K) logits.
+        num_classes: outputs of the new layer, >= 2.
+
+    Returns:
+        The new layer, its weights of shape (num_classes, in_features), on the old layer's device and dtype.
+
+    Raises:
+        ValueError: if `model` ends in no linear layer, or `num_classes` < 2.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; a classifier tells at least two classes apart.")
+    name, old = get_classifier(model)
+    new = nn.Linear(
+        old.in_features,
+        num_classes,
+        bias=old.bias is not None,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    model.set_submodule(name, new)
+    if hasattr(model, "num_classes"):  # timm's models and some of torchvision's carry the number
+        model.__dict__["num_classes"] = num_classes
+    outputs = _try_forward(model).shape[1]
+    if outputs != num_classes:
+        raise ValueError(f"{name} was replaced, yet the model still has {outputs} outputs, not {num_classes}.")
+    return new
+
+
+def _stay_in_eval(mode: bool = True) -> None:
+    """Stands in for ``train`` on a frozen module."""
+
+
+def _keep_in_eval(module: nn.Module) -> None:
+    module.eval()
+    module.__dict__["train"] = _stay_in_eval
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Freeze everything but the head, in place: no gradients, and eval mode for good.
+
+    Without gradients the optimiser leaves the weights alone, but BatchNorm's running statistics would still move and
+    dropout still drop whenever ``model.train()`` is called, so that call no longer reaches a frozen module.
+    `unfreeze` takes it back.
+
+    Raises:
+        ValueError: if `model` ends in no linear layer.
+    """
+    head_name, head = get_classifier(model)
+    model.requires_grad_(False)
+    head.requires_grad_(True)
+    for name, module in model.named_modules():
+        if not f"{head_name}.".startswith(f"{name}." if name else ""):  # neither the head nor what contains it
+            _keep_in_eval(module)
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Keep BatchNorm's running statistics as the pretraining left them, in place; its weights still learn.
+
+    With few photos a batch's own mean and variance are poor estimates, and a fine-tuned model is better off without
+    them. `unfreeze` takes it back.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            _keep_in_eval(module)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let every weight learn, and let every module follow ``model.train()`` again, in place."""
+    model.requires_grad_(True)
+    for module in model.modules():
+        module.__dict__.pop("train", None)
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """The number of single weights, or of those that have gradients."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def check_head(model: nn.Module, class_names: Sequence[str]) -> None:
+    """Refuse a model whose number of outputs is not the number of classes.
+
+    PyTorch itself does not object: 1000 outputs and labels 0..32 train without an error.
+
+    Raises:
+        HeadMismatch: naming the layer, its outputs, the classes, and the call that mends it.
+    """
+    name, head = get_classifier(model)
+    if head.out_features != len(class_names):
+        raise HeadMismatch(
+            f"{getattr(model, 'arch', type(model).__name__)} ends in {name} with {head.out_features} outputs, but the "
+            f"data has {len(class_names)} classes ({class_names[0]} ... {class_names[-1]}). Replace it first: "
+            f"reset_classifier(model, {len(class_names)})."
+        )

