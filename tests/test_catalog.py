@@ -1,0 +1,144 @@
+import shutil
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cropkit import check_split, class_names, find_duplicates, good_photos, make_loaders, scan, split
+from cropkit.models import create_model
+
+
+def test_scan_reads_class_folders(make_photos):
+    root = make_photos({"apple": 3, "pear": 2})
+    (root / "pear" / "broken.jpg").write_text("no photo")
+    (root / "pear" / "notes.txt").write_text("ripe")
+    (root / ".ipynb_checkpoints").mkdir()
+    catalog = scan(root)
+    assert list(catalog["label"]) == ["apple"] * 3 + ["pear"] * 3
+    assert list(catalog["path"]) == sorted(catalog["path"])
+    assert catalog.loc[0, ["width", "height", "format"]].tolist() == [80, 60, "JPEG"]
+    assert catalog.loc[catalog["problem"] != "", "path"].tolist() == ["pear/broken.jpg"]
+    assert dict(catalog.attrs["skipped"]) == {
+        "pear/notes.txt": "not a photo (.txt)",
+        ".ipynb_checkpoints": "hidden folder",
+    }
+    assert len(good_photos(catalog)) == 5
+
+
+def test_scan_is_the_same_for_any_number_of_workers(make_photos):
+    root = make_photos({"apple": 5, "pear": 5})
+    pd.testing.assert_frame_equal(scan(root, workers=1), scan(root, workers=4))
+
+
+def test_scan_reads_split_folders(make_photos):
+    root = make_photos({"train/apple": 2, "train/pear": 2, "test/apple": 1})
+    catalog = scan(root)
+    assert catalog.groupby(["split", "label"]).size().to_dict() == {
+        ("test", "apple"): 1,
+        ("train", "apple"): 2,
+        ("train", "pear"): 2,
+    }
+
+
+def test_scan_reads_an_index_and_keeps_labels_as_text(make_photos):
+    root = make_photos({"a": 3})
+    (root / "index.csv").write_text("path,label,split\na/0.jpg,NA,train\na/1.jpg,007,val\n")
+    catalog = scan(root)
+    assert catalog["label"].tolist() == ["NA", "007"]
+    assert catalog["split"].tolist() == ["train", "val"]
+    assert ("a/2.jpg", "not in index.csv") in catalog.attrs["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("path,name\na/0.jpg,x\n", "no column"),
+        ("path,label\n../secret.jpg,x\n", "line 2.*leads out"),
+        ("path,label\na/0.jpg,x\n/etc/passwd,x\n", "line 3.*leads out"),
+        ("path,label,split\na/0.jpg,x,holdout\n", "line 2.*holdout"),
+        ("path,label\na/0.jpg,\n", "line 2.*no label"),
+        ("path,label\na/0.jpg,x\na/0.jpg,y\n", "line 3.*twice"),
+    ],
+)
+def test_malformed_index_is_refused_with_its_line(make_photos, index, said):
+    root = make_photos({"a": 1})
+    (root / "index.csv").write_text(index)
+    with pytest.raises(ValueError, match=said):
+        scan(root)
+
+
+def test_row_of_the_index_without_a_photo_is_reported(make_photos):
+    root = make_photos({"a": 1})
+    (root / "index.csv").write_text("path,label\na/0.jpg,x\na/lost.jpg,y\n")
+    assert "No such file" in scan(root).set_index("path").loc["a/lost.jpg", "problem"]
+
+
+def test_missing_empty_and_single_class_folders_are_refused_in_one_sentence(make_photos, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        scan(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no photos"):
+        scan(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"1 class \(apple\)"):
+        class_names(scan(make_photos({"apple": 2})))
+
+
+def test_copies_and_resized_photos_are_duplicates(make_photos):
+    root = make_photos({"apple": 6, "pear": 6})
+    shutil.copyfile(root / "apple" / "0.jpg", root / "pear" / "copy.jpg")
+    Image.open(root / "apple" / "1.jpg").resize((160, 120)).save(root / "apple" / "larger.png")
+    duplicates = find_duplicates(scan(root))
+    groups = {frozenset(rows["path"]) for _, rows in duplicates.groupby("group")}
+    assert groups == {frozenset({"apple/0.jpg", "pear/copy.jpg"}), frozenset({"apple/1.jpg", "apple/larger.png"})}
+    assert duplicates.groupby("group")["exact"].all().sum() == 1
+
+
+def test_split_is_stratified_and_repeatable(make_photos):
+    catalog = scan(make_photos({"apple": 20, "pear": 10, "plum": 1}))
+    divided = split(catalog, seed=3)
+    sizes = divided.groupby(["label", "split"]).size().to_dict()
+    assert sizes == {
+        ("apple", "train"): 12,
+        ("apple", "val"): 4,
+        ("apple", "test"): 4,
+        ("pear", "train"): 6,
+        ("pear", "val"): 2,
+        ("pear", "test"): 2,
+        ("plum", "train"): 1,
+    }
+    pd.testing.assert_frame_equal(divided, split(catalog, seed=3))
+    assert (divided["split"] != split(catalog, seed=4)["split"]).any()
+
+
+def test_split_keeps_copies_in_one_part(make_photos):
+    root = make_photos({"apple": 10, "pear": 10})
+    for number in range(10):
+        shutil.copyfile(root / "apple" / f"{number}.jpg", root / "pear" / f"copy{number}.jpg")
+    divided = split(scan(root))
+    assert divided.groupby("sha256")["split"].nunique().max() == 1
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.5, 0.2, 0.2), (0, 0.5, 0.5), (1.2, -0.1, -0.1)])
+def test_fractions_that_are_no_shares_are_refused(make_photos, fractions):
+    with pytest.raises(ValueError, match="three shares"):
+        split(scan(make_photos({"apple": 3, "pear": 3})), fractions=fractions)
+
+
+def test_class_without_training_photos_is_named(make_photos):
+    root = make_photos({"train/apple": 2, "train/pear": 2, "test/plum": 3})
+    with pytest.raises(ValueError, match=r"'plum' has no training photos \(3 in test\)"):
+        check_split(scan(root))
+
+
+def test_grocery36_is_sound_and_a_class_missing_from_val_shifts_no_index(real_data):
+    catalog = scan(real_data)
+    assert len(catalog) == len(good_photos(catalog)) == 2652
+    assert catalog["split"].value_counts().to_dict() == {"train": 1325, "test": 1138, "val": 189}
+    names = class_names(catalog)
+    assert len(names) == 36
+    lacking = set(names) - set(catalog.loc[catalog["split"] == "val", "label"])
+    assert lacking == {"garlic", "nectarine", "papaya", "plum"}
+    loaders = make_loaders(catalog, create_model("resnet18", weights=None))
+    for part, loader in loaders.items():
+        labels = catalog.loc[catalog["split"] == part, "label"].tolist()
+        assert [names[target] for target in loader.dataset.targets] == labels

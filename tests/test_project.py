@@ -1,0 +1,60 @@
+"""The promises that files make about each other: notebooks, glossary, environment, Makefile."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parents[1]
+NOTEBOOKS = sorted((FOLDER / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_environment_yml_installs_what_pyproject_declares():
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    environment = (FOLDER / "environment.yml").read_text(encoding="utf-8")
+    assert f"python{project['requires-python']}" in environment
+    extra = re.search(r"-e \.\[(\w+)\]", environment).group(1)
+    assert extra in project["optional-dependencies"]
+    assert f'".[{extra}]"' in (FOLDER / "Makefile").read_text(encoding="utf-8")
+    assert "torch" not in re.sub("#.*", "", environment)  # pip brings it, with its torchvision
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_headings_carry_their_chinese_term_from_the_glossary(path):
+    glossary = (FOLDER / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
+    terms = {
+        term.strip() for row in glossary.splitlines() if row.count("|") == 4 for term in row.split("|")[2].split("/")
+    }
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for heading in re.findall(r"^#+ .*$", cell.source, flags=re.M):
+                found = re.search(r"[(\uff08]([^()\uff08\uff09]+)[)\uff09]$", heading)
+                assert found, f"{heading!r} has no Chinese term"
+                assert set(found.group(1).split("、")) <= terms, f"{heading!r} is not in the glossary"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_follows_the_template(path):
+    cells = code_cells(path)
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    assert max(cell.source.count("\n") + 1 for cell in cells) <= 16
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert text.count("**Predict.**") >= 3
+    assert text.count("**What happened.**") >= 3
+    for part in ("Exercises", "Takeaways", "Questions to think about", "After this you can"):
+        assert part in text
+    solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    assert len(solutions) == 2
+    assert all("assert" in cell.source or "AssertionError" in cell.source for cell in solutions)
+    assert all(cell.metadata["jupyter"]["source_hidden"] for cell in solutions)

@@ -1,0 +1,180 @@
+import copy
+import math
+
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics
+from torch import nn, optim
+from torch.utils.data import DataLoader, TensorDataset
+
+from cropkit import (
+    HeadMismatch,
+    confusion_matrix,
+    create_model,
+    evaluate,
+    fit,
+    freeze_backbone,
+    make_loaders,
+    most_confused,
+    predict,
+    reset_classifier,
+    scan,
+    split,
+)
+from cropkit.memory import keep_freed_memory
+
+
+def points(count=60, seed=0):
+    """Three classes of points on a plane, well apart."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % 3
+    centres = torch.tensor([[0.0, 4.0], [4.0, -4.0], [-4.0, -4.0]])
+    return TensorDataset(centres[targets] + torch.randn(count, 2, generator=generator), targets)
+
+
+@pytest.fixture
+def loaders():
+    torch.manual_seed(0)
+    return {"train": DataLoader(points(), 8, shuffle=True), "val": DataLoader(points(30, 1), 8)}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_fit_learns_and_reports_one_row_an_epoch(loaders):
+    model = network()
+    history = fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=5)
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert history["val_accuracy"].max() > 0.9
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+
+
+def test_fit_leaves_the_best_weights_not_the_last(loaders):
+    model = network()
+    history = fit(model, loaders, optim.SGD(model.parameters(), lr=3.0, momentum=0.9), epochs=8)
+    assert history["val_accuracy"].iloc[-1] < history["val_accuracy"].max()  # it did get worse again
+    assert evaluate(model, loaders["val"])[1] == history["val_accuracy"].max()
+
+
+def test_learning_rate_follows_the_diarys_schedule(loaders):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    history = fit(model, loaders, optimizer, scheduler=optim.lr_scheduler.StepLR(optimizer, 7, 0.1), epochs=25)
+    assert history["learning_rate"].round(9).tolist() == [1e-3] * 7 + [1e-4] * 7 + [1e-5] * 7 + [1e-6] * 4
+
+
+def test_fit_without_a_val_loader_keeps_the_last_epoch(loaders):
+    model = network()
+    history = fit(model, {"train": loaders["train"]}, optim.SGD(model.parameters(), lr=0.1), epochs=2)
+    assert history["val_accuracy"].isna().all()
+    assert len(history) == 2
+
+
+def test_loss_does_not_depend_on_the_batch_size():
+    data, model = points(25), network()
+    losses = [evaluate(model, DataLoader(data, size)) for size in (1, 8, 25)]
+    assert max(loss for loss, _ in losses) - min(loss for loss, _ in losses) < 1e-6
+    assert len({accuracy for _, accuracy in losses}) == 1
+
+
+def test_training_loss_counts_every_photo_once():
+    data, model = points(9), network().eval()
+    freeze = [p.requires_grad_(False) for p in model[:-1].parameters()]
+    assert freeze
+    expected, _ = evaluate(model, DataLoader(data, 9))
+    model[1] = nn.Identity()
+    model[2] = nn.Identity()
+    expected, _ = evaluate(model, DataLoader(data, 9))
+    history = fit(model, {"train": DataLoader(data, 4)}, optim.SGD(model[-1].parameters(), lr=0.0), epochs=1)
+    assert math.isclose(history["train_loss"].iloc[0], expected, rel_tol=1e-6)
+
+
+def test_evaluate_uses_eval_mode_and_leaves_every_mode_as_it_was(loaders):
+    model = network().train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    assert evaluate(model, loaders["val"]) == evaluate(model, loaders["val"])
+    assert model.training and not model[1].training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_infinite_loss_stops_and_names_the_learning_rate(loaders):
+    model = network()
+    with pytest.raises(FloatingPointError, match=r"learning rate 1e\+30"):
+        fit(model, loaders, optim.SGD(model.parameters(), lr=1e30), epochs=3)
+
+
+@pytest.fixture
+def photos(make_photos):
+    return split(scan(make_photos({"apple": 8, "pear": 8})))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return create_model("resnet18", weights=None)
+
+
+def test_head_is_checked_before_the_first_step(resnet, photos):
+    loaders = make_loaders(photos, resnet)
+    before = copy.deepcopy(resnet.state_dict())
+    for call in (
+        lambda: fit(resnet, loaders, optim.SGD(resnet.parameters(), lr=0.1), epochs=1),
+        lambda: predict(resnet, loaders["test"]),
+    ):
+        with pytest.raises(HeadMismatch, match="1000 outputs"):
+            call()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in resnet.state_dict().items())
+
+
+def test_optimiser_of_other_weights_is_refused(resnet, photos):
+    model = copy.deepcopy(resnet)
+    stale = optim.SGD(model.parameters(), lr=0.1)
+    reset_classifier(model, 2)
+    loaders = make_loaders(photos, model)
+    with pytest.raises(ValueError, match=r"lacks 2 trainable weights of the model \(fc\.weight, fc\.bias\)"):
+        fit(model, loaders, stale, epochs=1)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="all are frozen"):
+        fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=1)
+
+
+def test_fit_moves_only_the_head_of_a_frozen_model(resnet, photos):
+    model = copy.deepcopy(resnet)
+    head = reset_classifier(model, 2)
+    freeze_backbone(model)
+    before = copy.deepcopy(model.state_dict())
+    fit(model, make_loaders(photos, model), optim.SGD(head.parameters(), lr=0.1), epochs=1)
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved == ["fc.weight", "fc.bias"]
+
+
+def test_predict_describes_every_photo_in_order_even_of_a_shuffled_loader(resnet, photos):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loader = make_loaders(photos, model, batch_size=4, augment=False)["train"]
+    table = predict(model, loader)
+    assert table["path"].tolist() == loader.dataset.paths
+    assert table["target"].tolist() == [path.split("/")[0] for path in table["path"]]
+    assert table[["p_apple", "p_pear"]].sum(axis=1).sub(1).abs().max() < 1e-5
+    assert (table["probability"] == table[["p_apple", "p_pear"]].max(axis=1)).all()
+    loss, accuracy = evaluate(model, loader)
+    assert math.isclose(table["loss"].mean(), loss, rel_tol=1e-4)
+    assert (table["target"] == table["predicted"]).mean() == accuracy
+
+
+def test_rows_of_the_confusion_matrix_are_the_true_class():
+    true, said = ["a", "a", "a", "b", "c"], ["b", "b", "a", "b", "a"]
+    table = pd.DataFrame({"target": true, "predicted": said, "p_a": 0.0, "p_b": 0.0, "p_c": 0.0})
+    matrix = confusion_matrix(table)
+    assert matrix.loc["a", "b"] == 2
+    assert (matrix.to_numpy() == metrics.confusion_matrix(true, said)).all()
+    assert most_confused(table).iloc[0].tolist() == ["a", "b", 2]
+    assert len(most_confused(table)) == 2
+
+
+def test_keeping_freed_memory_says_whether_it_took_effect():
+    assert keep_freed_memory() in (True, False)
+    assert keep_freed_memory() == keep_freed_memory()

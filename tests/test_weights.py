@@ -1,0 +1,175 @@
+"""Weight files are made here and served from localhost; they replace entries of the table, never its checks."""
+
+import dataclasses
+import hashlib
+import pickle
+import socket
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cropkit import MissingWeights, create_model, get_classifier, read_state_dict
+from cropkit.weights import WEIGHT_FILES, WeightFile
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder and the address under which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def publish(monkeypatch, folder, address, arch="resnet18"):
+    """Made weights under the right names, and a table entry that states their address and hash."""
+    state = create_model(arch, weights=None).state_dict()
+    torch.save(state, folder / "made.pth")
+    digest = hashlib.sha256((folder / "made.pth").read_bytes()).hexdigest()
+    monkeypatch.setitem(WEIGHT_FILES, arch, WeightFile("made.pth", f"{address}/made.pth", digest[:8]))
+    return state
+
+
+def test_table_holds_an_address_and_a_hash_for_every_file():
+    for arch, file in WEIGHT_FILES.items():
+        assert len(file.sha256) >= 8, arch
+        assert int(file.sha256, 16) >= 0
+        assert file.url.startswith("https://") or file.package
+    assert WEIGHT_FILES["alexnet"].name == "alexnet-owt-7be5be79.pth"
+    assert WEIGHT_FILES["resnet18"].name == "resnet18-f37072fd.pth"
+
+
+def test_lite0_holds_the_published_weights():
+    model = create_model("efficientnet_lite0")
+    state = read_state_dict_of_lite0()
+    assert len(state) == len(model.state_dict()) == 296
+    assert torch.equal(model.classifier.weight, state["_fc.weight"])
+    assert torch.equal(model.bn1.running_var, state["_bn0.running_var"])
+
+
+def read_state_dict_of_lite0():
+    from cropkit.weights import find_weights
+
+    return read_state_dict(find_weights("efficientnet_lite0"))
+
+
+def test_weights_are_downloaded_once_and_loaded(cache, served, monkeypatch):
+    state = publish(monkeypatch, *served)
+    assert torch.equal(create_model("resnet18").fc.weight, state["fc.weight"])
+    (served[0] / "made.pth").unlink()  # from now on only the cache has it
+    assert torch.equal(create_model("resnet18", num_classes=3).conv1.weight, state["conv1.weight"])
+
+
+def test_cached_file_is_hashed_again_at_every_load(cache, served, monkeypatch):
+    publish(monkeypatch, *served)
+    create_model("resnet18")
+    data = bytearray((cache / "made.pth").read_bytes())
+    data[-1] ^= 1
+    (cache / "made.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"made\.pth: SHA-256.*Delete it"):
+        create_model("resnet18")
+
+
+def test_download_with_a_wrong_hash_leaves_nothing_behind(cache, served, monkeypatch):
+    publish(monkeypatch, *served)
+    wrong = dataclasses.replace(WEIGHT_FILES["resnet18"], sha256="0" * 8)
+    monkeypatch.setitem(WEIGHT_FILES, "resnet18", wrong)
+    with pytest.raises(MissingWeights, match="hash"):
+        create_model("resnet18")
+    assert list(cache.iterdir()) == []
+
+
+def test_missing_weights_name_file_address_and_place(cache, monkeypatch):
+    with socket.socket() as free:  # a port that nobody listens on
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/made.pth"
+    monkeypatch.setitem(WEIGHT_FILES, "resnet18", WeightFile("made.pth", address, "0" * 8))
+    with pytest.raises(MissingWeights) as caught:
+        create_model("resnet18")
+    assert address in str(caught.value)
+    assert str(cache / "made.pth") in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def mine():
+    return create_model("mobilenet_v3_large", weights=None, num_classes=10)
+
+
+@pytest.mark.parametrize("wrapping", ["bare", "state_dict", "model", "module.", "both", "safetensors"])
+def test_own_checkpoint_is_loaded_however_it_is_wrapped(mine, tmp_path, wrapping):
+    state = mine.state_dict()
+    path = tmp_path / ("mine.safetensors" if wrapping == "safetensors" else "mine.pth")
+    prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
+    if wrapping == "safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    else:
+        content = {
+            "bare": state,
+            "state_dict": {"epoch": 3, "state_dict": state},
+            "model": {"model": state},
+            "module.": prefixed,
+            "both": {"state_dict": prefixed},
+        }
+        torch.save(content[wrapping], path)
+    kept = create_model("mobilenet_v3_large", weights=path)
+    assert torch.equal(kept.classifier[3].weight, mine.classifier[3].weight)
+    replaced = create_model("mobilenet_v3_large", weights=path, num_classes=33)
+    assert get_classifier(replaced)[1].out_features == 33
+    assert torch.equal(replaced.features[0][0].weight, mine.features[0][0].weight)
+
+
+def test_checkpoint_without_its_head_needs_num_classes(mine, tmp_path):
+    state = {name: tensor for name, tensor in mine.state_dict().items() if not name.startswith("classifier.3")}
+    torch.save(state, tmp_path / "headless.pth")
+    assert get_classifier(create_model("mobilenet_v3_large", weights=tmp_path / "headless.pth", num_classes=4))
+    with pytest.raises(ValueError, match=r"2 missing: classifier\.3\.weight, classifier\.3\.bias"):
+        create_model("mobilenet_v3_large", weights=tmp_path / "headless.pth")
+
+
+def test_checkpoint_of_another_architecture_lists_missing_and_unexpected(mine, tmp_path):
+    torch.save(mine.state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"does not fit resnet18 .*missing: conv1\.weight.*unexpected: features"):
+        create_model("resnet18", weights=tmp_path / "mine.pth")
+
+
+class Hostile:
+    def __reduce__(self):
+        return open, ("canary", "w")
+
+
+def test_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Hostile()}, "torch.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile()))
+    for name in ("torch.pth", "plain.pth"):
+        with pytest.raises(ValueError, match=name):
+            read_state_dict(name)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", None])
+def test_damaged_missing_or_foreign_files_are_named(tmp_path, name, content):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        read_state_dict(path)
+
+
+def test_file_without_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"holds no state dict \(found: epoch\)"):
+        read_state_dict(tmp_path / "a.pth")
