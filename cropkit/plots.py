@@ -92,7 +92,7 @@ def heatmap(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         _, ax = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
     shown = matrix.map(lambda n: str(n) if n else "")
     sns.heatmap(
-        matrix, annot=shown, fmt="", annot_kws={"size": 7}, cmap="cividis_r", square=True, linewidths=0.3,
+        matrix, annot=shown, fmt="", annot_kws={"size": 7}, cmap="Blues", square=True, linewidths=0.3,
         xticklabels=True, yticklabels=True, cbar=False, ax=ax,
     )  # fmt: skip
     ax.set(xlabel="predicted", ylabel="true")

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from cropkit.progress import progress
 
-VERSION = 1  # a new number has every sample drawn anew
+VERSION = 2  # a new number has every sample drawn anew
 WIDTH, HEIGHT = 640, 480
 MARKER = ".sample.json"
 Colour = tuple[int, ...]
@@ -565,9 +565,23 @@ def draw_photo(name: str, seed: int, index: int) -> Image.Image:
         _other_scene(c)
     else:
         _plant_scene(c, name)
-    image = c.image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.7, 1.0, 1.6]))))
-    light = rng.uniform(0.7, 1.2) * np.array([rng.uniform(0.92, 1.1), 1.0, rng.uniform(0.85, 1.08)])
-    pixels = np.asarray(image, dtype=np.float32) * light + rng.normal(0, 6, (HEIGHT, WIDTH, 1))
+    return _as_photographed(c.image, rng)
+
+
+def _as_photographed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Another distance, a tilted camera, other light, blur and noise: what makes photos of one crop differ."""
+    image = image.rotate(float(rng.normal(0, 7)), resample=Image.Resampling.BILINEAR, expand=False)
+    zoom = float(rng.uniform(0.4, 0.85))
+    width, height = round(WIDTH * zoom), round(HEIGHT * zoom)
+    left = round((WIDTH - width) * rng.uniform(0.2, 0.8))
+    top = round((HEIGHT - height) * rng.uniform(0.2, 0.8))
+    image = image.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.7, 1.5, 3.0, 5.0]))))
+    light = rng.uniform(0.45, 1.35) * rng.uniform([0.75, 0.85, 0.7], [1.3, 1.1, 1.3])
+    pixels = np.asarray(image, dtype=np.float32)
+    pixels = pixels * light + rng.uniform(0, 40) + rng.normal(0, 14, (HEIGHT, WIDTH, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

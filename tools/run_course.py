@@ -50,6 +50,7 @@ def run_notebook(path: Path, label: str) -> str:
         notebook,
         timeout=3600,
         kernel_name="python3",
+        coalesce_streams=True,  # a progress bar leaves its last state, not each of them
         extra_arguments=["--log-level=40"],  # errors only: a kernel warns that its local sockets are not encrypted
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_complete=on_cell,

@@ -1,0 +1,106 @@
+"""The checks that take many minutes: `make test-slow`. Notebooks run in fast mode, but for those on real photos."""
+
+import hashlib
+import json
+import os
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from cropkit import course, create_model
+
+NOTEBOOKS = sorted((course.FOLDER / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+pytestmark = pytest.mark.slow
+
+# Each breakage: what replaces the function, and a notebook that teaches what it does.
+BREAKAGES = {
+    "reset_classifier": (
+        "import cropkit.models as m\n"
+        "cropkit.reset_classifier = m.reset_classifier = lambda model, num_classes: m.get_classifier(model)[1]",
+        "03_replace_the_head",
+    ),
+    "freeze_backbone": (
+        "import cropkit.models as m\n"
+        "def broken(model):\n"
+        "    model.requires_grad_(False)\n"
+        "    m.get_classifier(model)[1].requires_grad_(True)\n"
+        "cropkit.freeze_backbone = broken",
+        "04_feature_extraction",
+    ),
+    "evaluate": (
+        "import contextlib\n"
+        "import cropkit.training as t\n"
+        "def broken(model, loader, criterion=None):\n"
+        "    t.evaluating = lambda model: contextlib.nullcontext(model.train())\n"
+        "    return t.intact(model, loader, criterion)\n"
+        "t.intact = t.evaluate\n"
+        "cropkit.evaluate = t.evaluate = broken",
+        "04_feature_extraction",
+    ),
+    "check_head": (
+        "import cropkit.models as m, cropkit.training as t\n"
+        "cropkit.check_head = m.check_head = t.check_head = lambda model, class_names: None",
+        "02_the_1000_class_head",
+    ),
+    "split": (
+        "import numpy as np\n"
+        "def broken(catalog, *, fractions=(0.6, 0.2, 0.2), seed=0):\n"
+        "    parts = np.random.default_rng(seed).choice(['train', 'val', 'test'], size=len(catalog), p=fractions)\n"
+        "    return catalog.assign(split=parts)\n"
+        "cropkit.split = broken",
+        "01_meet_the_crops",
+    ),
+}
+
+
+def run(path, folder, startup="", **environment):
+    """Execute a notebook after `startup`; returns "" or the error of the cell that failed."""
+    (folder / "profile_default" / "startup").mkdir(parents=True, exist_ok=True)
+    (folder / "profile_default" / "startup" / "00.py").write_text(f"import cropkit\n{startup}\n")
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}})
+    try:
+        client.execute(env={**os.environ, "CROPKIT_FAST": "1", "IPYTHONDIR": str(folder), **environment})
+    except CellExecutionError as error:
+        return f"{error.ename}: {error.evalue}"[:90]
+    return ""
+
+
+@pytest.mark.parametrize("function", BREAKAGES)
+def test_broken_function_fails_a_notebook_that_teaches_it(function, tmp_path):
+    startup, teacher = BREAKAGES[function]
+    failed = {path.stem: error for path in NOTEBOOKS if (error := run(path, tmp_path, startup))}
+    for name, error in failed.items():
+        print(f"\n{function:18s} {name:24s} {error}")
+    assert teacher in failed
+
+
+def test_notebooks_run_on_alexnet_from_torchs_cache(tmp_path):
+    torch.manual_seed(0)
+    made = tmp_path / "torch" / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    made.parent.mkdir(parents=True)
+    torch.save(create_model("alexnet", weights=None).state_dict(), made)
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    startup = (
+        "import dataclasses, cropkit.weights as w\n"
+        f"w.WEIGHT_FILES['alexnet'] = dataclasses.replace(w.WEIGHT_FILES['alexnet'], sha256='{digest}')"
+    )
+    for path in NOTEBOOKS[2:6]:
+        failure = run(path, tmp_path, startup, CROPKIT_ARCH="alexnet", TORCH_HOME=str(tmp_path / "torch"))
+        assert not failure, f"{path.stem}: {failure}"
+
+
+def test_accuracies_on_grocery36(tmp_path, real_data):
+    wanted = dict(zip(course.ROWS, (0.76, 0.0, 0.79), strict=True))
+    for name in ("04_feature_extraction", "05_fine_tuning"):
+        failure = run(
+            course.FOLDER / "notebooks" / f"{name}.ipynb", tmp_path, CROPKIT_FAST="", CROPKIT_DATA=str(real_data)
+        )
+        assert not failure, f"{name}: {failure}"
+    for (notebook, method), least in wanted.items():
+        row = json.loads(course.row_file(notebook, method).read_text())
+        print(f"\n{method:24s} test {row['test_accuracy']:.3f}, {row['seconds']:.0f} s")
+        assert row["test_accuracy"] >= least, method
