@@ -580,9 +580,8 @@ def _as_photographed(image: Image.Image, rng: np.random.Generator) -> Image.Imag
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.7, 1.5, 3.0, 5.0]))))
     light = rng.uniform(0.45, 1.35) * rng.uniform([0.75, 0.85, 0.7], [1.3, 1.1, 1.3])
-    pixels = np.asarray(image, dtype=np.float32)
-    pixels = pixels * light + rng.uniform(0, 40) + rng.normal(0, 14, (HEIGHT, WIDTH, 1))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    lit = np.asarray(image, dtype=np.float32) * light + rng.uniform(0, 40) + rng.normal(0, 14, (HEIGHT, WIDTH, 1))
+    return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
 
 
 def _draw_class(name: str, folder: Path, seed: int, count: int) -> None:
