@@ -1,6 +1,6 @@
 """cropkit: transfer learning on crop photos, in functions that fit a lesson."""
 
-from cropkit.catalog import check_split, class_names, find_duplicates, good_photos, scan, split
+from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, scan, split
 from cropkit.datasets import CropDataset, make_loaders, transforms_for
 from cropkit.interpret import confusion_matrix, most_confused
 from cropkit.models import (
@@ -14,8 +14,8 @@ from cropkit.models import (
     reset_classifier,
     unfreeze,
 )
-from cropkit.photos import BadPhoto, open_photo
-from cropkit.samples import make_sample
+from cropkit.photos import BadPhoto, crop_around, crosshair_pixel, open_photo
+from cropkit.samples import fetch, make_sample
 from cropkit.training import evaluate, fit, predict, train_one_epoch
 from cropkit.weights import MissingWeights, read_state_dict
 
@@ -30,7 +30,11 @@ __all__ = [
     "confusion_matrix",
     "count_parameters",
     "create_model",
+    "crop_around",
+    "crosshair_pixel",
+    "drop_leaks",
     "evaluate",
+    "fetch",
     "find_duplicates",
     "fit",
     "freeze_backbone",

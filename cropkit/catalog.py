@@ -1,11 +1,10 @@
 """The catalog: a DataFrame with one row a photo. Find photos, look for duplicates, split."""
 
 import hashlib
-import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import imagehash
 import numpy as np
@@ -18,12 +17,19 @@ from cropkit.photos import BadPhoto, decode_photo
 from cropkit.progress import progress
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ["path", "label", "width", "height", "format", "bytes", "sha256", "phash", "problem", "split"]
-PHOTO_SUFFIXES = {*Image.registered_extensions(), ".heic", ".heif", ""}
-NEAR = 2  # bits of 64 in which the perceptual hashes of near-duplicates may differ
+COLUMNS = [
+    *("path", "label", "width", "height", "format", "bytes", "sha256", "phash", "dhash", "problem", "note", "split"),
+]
+PHOTO_SUFFIXES = {*Image.registered_extensions(), ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ""}
+NAMING = ("path", "Img", "filename")  # columns of a metadata table that name a photo
+NEAR = 12  # bits of 64 in which either perceptual hash of near-duplicates may differ
+TABLES, SAMPLE = 96, 20
+CHUNK = 256  # photos that are read ahead
 
 
-def scan(root: str | os.PathLike[str], *, workers: int | None = None) -> pd.DataFrame:
+def scan(
+    root: str | os.PathLike[str], *, metadata: str | os.PathLike[str] | None = None, workers: int | None = None
+) -> pd.DataFrame:
     """List every photo below a folder, decode it once, and say what is wrong with it.
 
     Three layouts are understood: ``<class>/<photo>``, ``train|val|test/<class>/<photo>``, and a folder with an
@@ -31,17 +37,22 @@ def scan(root: str | os.PathLike[str], *, workers: int | None = None) -> pd.Data
 
     Args:
         root: the folder.
+        metadata: a table of more facts, UTF-8 or cp950, with a column ``path``, ``Img`` or ``filename``. Joined by
+            file name; its other columns are added as text, except those that the catalog has already.
         workers: threads that decode; as many as the machine has cores unless given.
 
     Returns:
         One row a photo, ordered by path: ``path`` (relative to the root, with ``/``), ``label``, ``width`` and
-        ``height`` (upright, pixels), ``format``, ``bytes``, ``sha256``, ``phash`` (64-bit perceptual hash, 16 hex
-        digits), ``problem`` ("" for a good photo) and ``split`` ("" where the layout has none).
-        ``attrs["root"]`` is the folder, ``attrs["skipped"]`` a list of (path, reason) of what was passed over.
+        ``height`` (upright, pixels), ``format``, ``bytes``, ``sha256``, ``phash`` and ``dhash`` (64-bit perceptual
+        hashes of the picture and of its edges, 16 hex digits), ``problem`` ("" for a good photo), ``note`` (what is
+        odd about a good one) and ``split`` ("" where the layout has none), then the metadata.
+        ``attrs["root"]`` is the folder; ``attrs["skipped"]`` a list of (path, reason) of what was passed over;
+        ``attrs["metadata"]`` holds the table's ``file``, ``encoding``, ``rows_without_photo`` (file names) and
+        ``photos_without_row`` (paths).
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no photo, or ``index.csv`` is malformed (the row is named).
+        ValueError: if it holds no photo, or a table is malformed (the row is named).
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -52,18 +63,29 @@ def scan(root: str | os.PathLike[str], *, workers: int | None = None) -> pd.Data
         listed = {row["path"] for row in rows}
         skipped += [(path, "not in index.csv") for path in files if path not in listed]
     else:
-        rows = _label_by_folder(files)
+        rows = _label_by_folder(root, files)
     if not rows:
         raise ValueError(f"{root}: holds no photos. Expected {root}/<class>/<photo>, or an index.csv of path,label.")
     rows.sort(key=lambda row: row["path"])
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
-        facts = list(progress(pool.map(lambda row: _inspect(root / row["path"]), rows), "scan", total=len(rows)))
-    catalog = pd.DataFrame([{**fact, **row} for row, fact in zip(rows, facts, strict=True)])
-    unplaced = catalog["label"] == ""
-    catalog.loc[unplaced & (catalog["problem"] == ""), "problem"] = "lies in no class folder"
-    catalog = catalog[COLUMNS]
+    table = None if metadata is None else _read_metadata(Path(metadata).expanduser())
+    facts = progress(_inspect_all(root, rows, workers or os.cpu_count()), "scan", total=len(rows))
+    catalog = pd.DataFrame(list(facts), columns=COLUMNS)
+    unplaced = (catalog["label"] == "") & (catalog["problem"] == "")
+    catalog.loc[unplaced, "problem"] = "lies in no class folder"
     catalog.attrs = {"root": str(root), "skipped": skipped}
-    return catalog
+    return catalog if table is None else _join(catalog, table)
+
+
+def _inspect_all(root: Path, rows: list[dict[str, str]], workers: int | None) -> Iterator[dict[str, object]]:
+    """What the catalog holds about each row, in order."""
+    pool = ThreadPoolExecutor(workers)  # Pillow decodes outside Python's lock
+    try:
+        for start in range(0, len(rows), CHUNK):  # few at a time, so that nothing piles up
+            chunk = rows[start : start + CHUNK]
+            for facts, row in zip(pool.map(lambda row: _inspect(root / row["path"]), chunk), chunk, strict=True):
+                yield facts | row
+    finally:
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C nothing goes on in the background
 
 
 def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -92,58 +114,131 @@ def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return files, skipped
 
 
-def _label_by_folder(files: list[str]) -> list[dict[str, str]]:
-    """Label each path by its folder; a first folder called train, val or test is the split if all are."""
+def _label_by_folder(root: Path, files: list[str]) -> list[dict[str, str]]:
+    """Label each path by its folder; where the first folders are train, val and test, they are the split."""
     parts = [path.split("/") for path in files]
     tops = {p[0] for p in parts if len(p) > 1}
-    depth = 1 if "train" in tops and tops <= set(SPLITS) else 0
+    divided = "train" in {top.lower() for top in tops}
+    if divided and not tops <= set(SPLITS):
+        raise ValueError(
+            f"{root}: holds {', '.join(sorted(tops))}. Beside train only val and test are understood, in lower case; "
+            "rename or move the others."
+        )
     return [
         {
             "path": path,
-            "label": p[depth] if len(p) > depth + 1 else "",
-            "split": p[0] if depth and len(p) > 1 else "",
+            "label": p[divided] if len(p) > divided + 1 else "",
+            "split": p[0] if divided and len(p) > 1 else "",
         }
         for path, p in zip(files, parts, strict=True)
     ]
 
 
+def _read_table(file: Path) -> tuple[pd.DataFrame, str]:
+    """A CSV table and its encoding. Everything stays text, since a class may be called "NA" or "007"."""
+    for encoding in ("utf-8-sig", "cp950"):
+        try:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding=encoding)
+        except UnicodeDecodeError:
+            continue
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise ValueError(f"{file}: is no CSV table ({error}).") from error
+        return table, encoding.removesuffix("-sig")
+    raise ValueError(f"{file}: is neither UTF-8 nor cp950. Save it as UTF-8.")
+
+
+def _check_paths(file: Path, paths: pd.Series) -> None:
+    for number, path in enumerate(paths, start=2):  # line 1 is the header
+        for kind in (Path(path), PureWindowsPath(path)):
+            if kind.is_absolute() or kind.drive or ".." in kind.parts:
+                raise ValueError(f"{file}, line {number}: path {path!r} leads out of the folder. Use a relative path.")
+    twice = paths[paths.duplicated()]
+    if len(twice):
+        raise ValueError(f"{file}, line {twice.index[0] + 2}: {twice.iloc[0]!r} is listed twice.")
+
+
 def _read_index(index: Path) -> list[dict[str, str]]:
-    # Everything stays text: a class may be called "NA" or "007".
-    table = pd.read_csv(index, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table, _ = _read_table(index)
     missing = {"path", "label"} - set(table.columns)
     if missing:
         raise ValueError(f"{index}: has no column {sorted(missing)}; it has {list(table.columns)}.")
     table["split"] = table.get("split", pd.Series("", index=table.index))
-    for number, row in enumerate(table.itertuples(), start=2):  # line 1 is the header
-        path, label, part = str(row.path), str(row.label), str(row.split)
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ValueError(f"{index}, line {number}: path {path!r} leads out of the folder. Use a relative path.")
-        if part not in ("", *SPLITS):
-            raise ValueError(f"{index}, line {number}: split {part!r} is none of {', '.join(SPLITS)}.")
-        if not label:
-            raise ValueError(f"{index}, line {number}: {path!r} has no label.")
-    twice = table[table["path"].duplicated()]
-    if len(twice):
-        raise ValueError(f"{index}, line {twice.index[0] + 2}: {twice['path'].iloc[0]!r} is listed twice.")
+    _check_paths(index, table["path"])
+    for number, row in enumerate(table.itertuples(), start=2):
+        if row.split not in ("", *SPLITS):
+            raise ValueError(f"{index}, line {number}: split {row.split!r} is none of {', '.join(SPLITS)}.")
+        if row.split == "" and (table["split"] != "").any():
+            raise ValueError(f"{index}, line {number}: {row.path!r} has no split, but others have one.")
+        if not row.label:
+            raise ValueError(f"{index}, line {number}: {row.path!r} has no label.")
     return [{"path": str(r.path), "label": str(r.label), "split": str(r.split)} for r in table.itertuples()]
+
+
+def _read_metadata(file: Path) -> tuple[Path, pd.DataFrame, str]:
+    """The table with its photos' file names as index, and its encoding."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such table of metadata.")
+    table, encoding = _read_table(file)
+    naming = next((column for column in NAMING if column in table), None)
+    if naming is None:
+        raise ValueError(f"{file}: names no photos; one of its columns must be called {' or '.join(NAMING)}.")
+    _check_paths(file, table[naming])
+    table.index = table.pop(naming).map(lambda path: Path(path).name)
+    if not table.index.is_unique:
+        raise ValueError(f"{file}: the file name {table.index[table.index.duplicated()][0]!r} stands in two rows.")
+    return file, table.drop(columns=[column for column in table if column in COLUMNS]), encoding
+
+
+def _join(catalog: pd.DataFrame, metadata: tuple[Path, pd.DataFrame, str]) -> pd.DataFrame:
+    file, table, encoding = metadata
+    names = catalog["path"].map(lambda path: Path(path).name)
+    joined = catalog.join(table.reindex(names).fillna("").set_index(catalog.index))
+    joined.attrs = catalog.attrs | {
+        "metadata": {
+            "file": str(file),
+            "encoding": encoding,
+            "rows_without_photo": sorted(set(table.index) - set(names)),
+            "photos_without_row": list(catalog.loc[~names.isin(table.index), "path"]),
+        }
+    }
+    return joined
 
 
 def _inspect(path: Path) -> dict[str, object]:
     """Everything the catalog holds about one file; the file is read once."""
-    facts: dict[str, object] = {"width": 0, "height": 0, "format": "", "bytes": 0, "sha256": "", "phash": ""}
+    facts: dict[str, object] = dict.fromkeys(COLUMNS, "") | {"width": 0, "height": 0, "bytes": 0}
     try:
         data = path.read_bytes()
     except OSError as error:
-        return {**facts, "problem": f"cannot be read ({error.strerror})"}
+        return facts | {"problem": f"cannot be read ({error.strerror})"}
     facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
         # A reduced decode costs a fraction of a full one and still meets every truncation.
         photo = decode_photo(data, path, min_side=64)
     except BadPhoto as bad:
-        return {**facts, "problem": bad.reason}
+        return facts | {"problem": bad.reason}
     width, height = photo.info["full_size"]
-    facts |= {"width": width, "height": height, "format": photo.info["format"]}
-    return {**facts, "phash": str(imagehash.phash(photo)), "problem": ""}
+    return facts | {
+        "width": width,
+        "height": height,
+        "format": photo.info["format"],
+        "phash": str(imagehash.phash(photo)),
+        "dhash": str(imagehash.dhash(photo)),
+        "note": _note(path, photo),
+    }
+
+
+def _note(path: Path, photo: Image.Image) -> str:
+    """What is odd about a photo that can be used all the same."""
+    kind, mode, orientation = (photo.info[key] for key in ("format", "mode", "orientation"))
+    meant = Image.registered_extensions().get(path.suffix.lower(), kind)
+    return "; ".join(
+        [
+            *([f"a {kind} named {path.suffix}"] if kind != meant and {kind, meant} != {"JPEG", "MPO"} else []),
+            *([f"colour mode {mode}"] if mode != "RGB" else []),
+            *([f"lies turned (EXIF orientation {orientation})"] if orientation != 1 else []),
+        ]
+    )
 
 
 def good_photos(catalog: pd.DataFrame) -> pd.DataFrame:
@@ -169,8 +264,9 @@ def class_names(catalog: pd.DataFrame) -> list[str]:
 def find_duplicates(catalog: pd.DataFrame) -> pd.DataFrame:
     """Good photos that show the same picture.
 
-    Two photos belong together if their bytes are equal (SHA-256), or if their perceptual hashes differ in at most
-    `NEAR` of 64 bits, as after resizing or saving again; so does whatever is linked through a third.
+    Two photos belong together if their bytes are equal (SHA-256), or if both of their perceptual hashes differ in at
+    most `NEAR` of 64 bits, as after saving again, resizing, or cutting off a margin of 2 %; so does whatever is linked
+    through a third. Moments of one scene, taken from one place, belong together as well.
 
     Returns:
         One row for each photo that has a duplicate, ordered by group: ``group`` (0, 1, ...), ``path``, ``label``,
@@ -186,22 +282,58 @@ def find_duplicates(catalog: pd.DataFrame) -> pd.DataFrame:
 
 def _duplicate_groups(photos: pd.DataFrame) -> np.ndarray:
     """A group number for each photo, shape (N,); photos that show the same picture share it."""
-    sha = pd.factorize(photos["sha256"])[0]
-    first_of = pd.Series(range(len(photos))).groupby(sha).transform("min").to_numpy()
-    links = [np.stack([np.arange(len(photos)), first_of])]
-    hashes = np.array([int(h, 16) for h in photos["phash"]], dtype=np.uint64)
-    # Hashes that differ in at most NEAR bits agree wholly in one of NEAR + 1 bands, so only those are compared.
-    edges = np.linspace(0, 64, NEAR + 2).astype(int)
-    for low, high in itertools.pairwise(edges):
-        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
-        for members in pd.Series(range(len(photos))).groupby(band).indices.values():
-            for place, one in enumerate(members[:-1]):
-                others = members[place + 1 :]
-                near = others[np.bitwise_count(hashes[others] ^ hashes[one]) <= NEAR]
-                links.append(np.stack([np.full(len(near), one), near]))
-    rows, columns = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(photos), len(photos)))
-    return np.asarray(connected_components(graph, directed=False)[1])
+    hashes = photos["phash"] + photos.get("dhash", "")
+    sha, of_sha = pd.factorize(photos["sha256"])[0], len(photos)
+    look, distinct = pd.factorize(hashes)
+    of_look = of_sha + sha.max(initial=-1) + 1
+    nodes = np.arange(len(photos))
+    # A graph of photos, of their bytes and of their looks: whatever is connected is one picture.
+    links = [(nodes, of_sha + sha), (nodes, of_look + look), tuple(of_look + near for near in _near_pairs(distinct))]
+    rows, columns = (np.concatenate(ends) for ends in zip(*links, strict=True))
+    size = of_look + len(distinct)
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1])[: len(photos)]
+
+
+def _near_pairs(hashes: pd.Index) -> tuple[np.ndarray, ...]:
+    """Pairs of places of hashes (hex digits, all different) that are near each other.
+
+    Sampling bits (Indyk and Motwani, STOC 1998): two near hashes agree in most bits, so in some of `TABLES` random
+    choices of `SAMPLE` bits they agree wholly, and only those that do are compared. With 14 of 128 bits different, as
+    after a typical cut, a pair is missed once in 20,000 times.
+    """
+    words = np.array([[int(h[k : k + 16], 16) for k in range(0, len(h), 16)] for h in hashes], dtype=np.uint64)
+    bits = np.unpackbits(words.view(np.uint8), axis=1)
+    allowed = NEAR if words.shape[1] > 1 else NEAR // 2  # one hash alone proves less
+    rng = np.random.default_rng(0)
+    pairs = [np.empty((2, 0), int)]
+    for _ in range(TABLES):
+        chosen = rng.choice(bits.shape[1], SAMPLE, replace=False)
+        keys = bits[:, chosen] @ (1 << np.arange(SAMPLE))
+        order = np.argsort(keys, kind="stable")
+        keys, one, step = keys[order], np.arange(len(order)), 1
+        while len(one):  # each with the next of the same key, then with the one after that, ...
+            one = one[one + step < len(keys)]
+            one = one[keys[one] == keys[one + step]]
+            pair = np.stack([order[one], order[one + step]])
+            differ = np.bitwise_count(words[pair[0]] ^ words[pair[1]])
+            pairs.append(pair[:, (differ <= allowed).all(axis=1)])
+            step += 1
+    return tuple(np.concatenate(pairs, axis=1))
+
+
+def drop_leaks(catalog: pd.DataFrame) -> pd.DataFrame:
+    """The catalog without what would make val or test dishonest, and without pictures whose label is in doubt.
+
+    Where several parts hold the same picture (see `find_duplicates`), the photos in test stay, else those in val. A
+    picture that is filed under two classes is left out altogether.
+    """
+    duplicates = find_duplicates(catalog)
+    rank = duplicates["split"].map({"": 0, "train": 0, "val": 1, "test": 2})
+    leaks = rank < rank.groupby(duplicates["group"]).transform("max")
+    doubtful = duplicates.groupby("group")["label"].transform("nunique") > 1
+    gone = set(duplicates.loc[leaks | doubtful, "path"])
+    return catalog[~catalog["path"].isin(gone)].reset_index(drop=True)
 
 
 def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> pd.DataFrame:

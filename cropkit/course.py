@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cropkit.catalog import class_names, good_photos, scan, split
+from cropkit import samples
+from cropkit.catalog import check_split, drop_leaks, good_photos, scan, split
 from cropkit.memory import keep_freed_memory
-from cropkit.samples import make_sample
 
 FOLDER = Path(__file__).resolve().parents[1]
 DATA = os.environ.get("CROPKIT_DATA", "")
@@ -33,7 +33,8 @@ def data_folder() -> Path:
         FileNotFoundError: if ``CROPKIT_DATA`` names no folder.
     """
     if not DATA:
-        return make_sample(FOLDER / "data" / ("sample-fast" if FAST else "sample"), photos_per_class=5 if FAST else 20)
+        name, photos_per_class = ("sample-fast", 5) if FAST else ("sample", 40)
+        return samples.make_sample(samples.DATA / name, photos_per_class=photos_per_class)
     # A notebook runs in its own folder; a relative path was meant from the course's.
     folder = FOLDER / Path(DATA).expanduser()
     if not folder.is_dir():
@@ -42,20 +43,29 @@ def data_folder() -> Path:
 
 
 def load_catalog() -> pd.DataFrame:
-    """The course's photos as a catalog in which every class has training photos.
+    """The course's photos as a clean catalog: every class has training photos, and val and test are honest.
 
     A split that the folder brings is kept. Where it has no val or no test part, that part is taken out of train;
-    where it has no split at all, `split` makes one. Photos with a problem are named and left out.
+    where it has no split at all, `split` makes one. Left out are files that are no photos, photos whose picture is in
+    val or test as well, and pictures under two classes (`drop_leaks`).
 
     Raises:
         FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
     """
-    catalog = scan(data_folder())
-    bad = catalog[catalog["problem"] != ""]
-    for row in bad.itertuples():
-        print(f"left out: {row.path} {row.problem}")
-    catalog = with_all_parts(good_photos(catalog))
-    class_names(catalog)
+    scanned = scan(data_folder())
+    good = good_photos(scanned)
+    clean = drop_leaks(good)
+    print(
+        f"left out: {len(scanned) - len(good)} files that are no photos, {len(good) - len(clean)} photos whose picture "
+        "is also in val or test, or under another class (notebook 01)"
+    )
+    catalog = with_all_parts(clean)
+    check_split(catalog)
+    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
+    if missing:
+        raise ValueError(
+            f"{catalog.attrs['root']}: too few photos for {' and '.join(missing)}. Give a class at least 5 photos."
+        )
     if FAST:
         number = catalog.groupby(["label", "split"]).cumcount()
         keep = number < catalog["split"].map(FAST_PHOTOS)

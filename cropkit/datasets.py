@@ -40,6 +40,11 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         *,
         min_side: int | None = None,
     ) -> None:
+        if "root" not in catalog.attrs:
+            raise ValueError(
+                "the catalog no longer knows its folder (pandas drops attrs on some ways). Set it again: "
+                'catalog.attrs["root"] = "<the scanned folder>".'
+            )
         self.root = Path(catalog.attrs["root"])
         self.paths = list(catalog["path"])
         self.class_names = list(class_names)
@@ -116,7 +121,8 @@ def make_loaders(
 
     Returns:
         ``{"train": ..., "val": ..., "test": ...}``, without a part that is empty. Each yields (photos, targets) of
-        shapes (N, 3, H, W) and (N,); train in random order, the others in the catalog's. ``loader.dataset`` knows
+        shapes (N, 3, H, W) and (N,); train in random order, the others in the catalog's. A last training batch of a
+        single photo is dropped. ``loader.dataset`` knows
         ``class_names``, the same list for every part, whatever classes the part happens to hold.
 
     Raises:
@@ -129,8 +135,10 @@ def make_loaders(
         photos = good_photos(catalog[catalog["split"] == part])
         if not len(photos):
             continue
-        photos.attrs["root"] = catalog.attrs["root"]
+        photos.attrs |= catalog.attrs
         training = part == "train"
+        # BatchNorm cannot train on a single photo.
+        drop_last = training and len(photos) > batch_size > 1 and len(photos) % batch_size == 1
         dataset = CropDataset(
             photos,
             names,
@@ -142,6 +150,7 @@ def make_loaders(
             batch_size=batch_size,
             shuffle=training,
             num_workers=num_workers,
+            drop_last=drop_last,
             generator=torch.Generator().manual_seed(seed),
         )
     return loaders

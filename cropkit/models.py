@@ -2,8 +2,10 @@
 
 import difflib
 import os
+import re
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import timm
@@ -54,7 +56,7 @@ def create_model(
         if weights == "imagenet":
             _load_imagenet(model, arch)
         elif weights is not None:
-            _load_own(model, weights, headless_is_fine=num_classes is not None)
+            _load_own(model, weights, new_head=num_classes is not None)
     if num_classes is not None:
         reset_classifier(model, num_classes)
     # The same numbers in the order that CPUs and GPUs convolve fastest.
@@ -71,8 +73,9 @@ def _build(arch: str) -> nn.Module:
         known = [*WEIGHT_FILES, *(f"timm/{name}" for name in timm.list_models())]
         near = difflib.get_close_matches(arch, known, n=4, cutoff=0.4)
         raise ValueError(f"unknown architecture {arch!r}. Nearest names: {', '.join(near) or 'none'}.")
-    model = torchvision.models.get_model(arch, weights=None, **WITHOUT_AUXILIARY.get(arch, {}))
     preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+    sized = {"image_size": preset.crop_size[0]} if arch.startswith("vit_") else {}  # its position table has a size
+    model = torchvision.models.get_model(arch, weights=None, **WITHOUT_AUXILIARY.get(arch, {}), **sized)
     return _describe(
         model,
         arch,
@@ -145,34 +148,46 @@ def _load_imagenet(model: nn.Module, arch: str) -> None:
     state = read_state_dict(path)
     if arch == "efficientnet_lite0":
         # The same 296 tensors in the same order under other names: _conv_stem.weight is timm's conv_stem.weight.
-        state = dict(zip(model.state_dict(), state.values(), strict=True))
-    if arch in WITHOUT_AUXILIARY:
-        state = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
+        state = OrderedDict(zip(model.state_dict(), state.values(), strict=True))
+    if arch.startswith("densenet"):  # published with names that PyTorch no longer allows
+        state = OrderedDict((re.sub(r"(norm|relu|conv)\.(?=[12]\.)", r"\1", name), t) for name, t in state.items())
     _load(model, state, path)
 
 
-def _load_own(model: nn.Module, path: str | os.PathLike[str], *, headless_is_fine: bool) -> None:
+def _load_own(model: nn.Module, path: str | os.PathLike[str], *, new_head: bool) -> None:
     state = read_state_dict(path)
+    with nullcontext() if new_head else suppress(ValueError):  # with no head to replace, all of it must fit
+        _fit_head(model, state, new_head=new_head)
+    _load(model, state, path)
+
+
+def _fit_head(model: nn.Module, state: StateDict, *, new_head: bool) -> None:
+    """Bring the head of a model and that of a checkpoint to one size."""
     name, head = get_classifier(model)
     theirs = state.get(f"{name}.weight")
-    if theirs is not None and theirs.ndim == 2 and theirs.shape[0] != head.out_features:
+    if new_head:  # theirs is not wanted, whatever its size
+        state.update((f"{name}.{key}", tensor) for key, tensor in head.state_dict().items())
+    elif theirs is not None and theirs.ndim == 2 and theirs.shape[0] not in (1, len(head.weight)):
         reset_classifier(model, theirs.shape[0])
-    elif theirs is None and headless_is_fine:
-        state |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-    _load(model, state, path)
 
 
 def _load(model: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> None:
     """Load `state` whole, or raise a ValueError that lists what does not fit."""
+    if model.__dict__.get("arch") in WITHOUT_AUXILIARY:
+        for name in [name for name in state if name.lower().startswith("aux")]:
+            del state[name]
     own = model.state_dict()
-    # Files from before PyTorch 0.4.1 lack these counters, and PyTorch itself does not ask for them.
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in state if n not in own]
     misshapen = [
         f"{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}"
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
+    missing: list[str] = []
+    unexpected: list[str] = []
+    if not misshapen:
+        # The model itself knows which older names it still takes.
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = [n for n in missing if not n.endswith("num_batches_tracked")]  # absent before PyTorch 0.4.1
     if missing or unexpected or misshapen:
         listed = "; ".join(
             f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
@@ -186,7 +201,6 @@ def _load(model: nn.Module, state: StateDict, path: str | os.PathLike[str]) -> N
         raise ValueError(
             f"{path}: does not fit {_name(model)} ({listed}). Name the architecture that it was trained as."
         )
-    model.load_state_dict(state, strict=False)
 
 
 def _name(model: nn.Module) -> str:
@@ -235,10 +249,17 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
 def _try_forward(model: nn.Module) -> Tensor:
     """The logits of one blank photo, shape (1, K); the model's modes are left as they were."""
     side = model.__dict__.get("preprocessing", {}).get("crop_size", DEFAULT_CROP)
-    weight = next(model.parameters())
-    photo = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
-    with evaluating(model), torch.no_grad():
-        return model(photo)
+    try:
+        weight = next(model.parameters())
+        photo = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
+        with evaluating(model), torch.no_grad():
+            logits = model(photo)
+        if logits.shape[0] == 1 and logits.ndim == 2:
+            return logits
+        reason = f"its output has the shape {tuple(logits.shape)}, not (1, K)"
+    except (StopIteration, RuntimeError, AttributeError, TypeError) as error:
+        reason = str(error) or "it has no weights"
+    raise ValueError(f"{_name(model)} could not classify one blank photo of shape (1, 3, {side}, {side}): {reason}.")
 
 
 @contextmanager
@@ -289,13 +310,20 @@ def reset_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
     return new
 
 
-def _stay_in_eval(mode: bool = True) -> None:
-    """Stands in for ``train`` on a frozen module."""
+class _StayInEval:
+    """Stands in for ``train`` on a frozen module; a deep copy of the module takes along a copy that knows it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        return self.module
 
 
 def _keep_in_eval(module: nn.Module) -> None:
+    module.__dict__.pop("train", None)
     module.eval()
-    module.__dict__["train"] = _stay_in_eval
+    module.__dict__["train"] = _StayInEval(module)
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -347,10 +375,11 @@ def check_head(model: nn.Module, class_names: Sequence[str]) -> None:
     Raises:
         HeadMismatch: naming the layer, its outputs, the classes, and the call that mends it.
     """
-    name, head = get_classifier(model)
-    if head.out_features != len(class_names):
+    outputs = _try_forward(model).shape[1]  # what comes out, whatever a layer says of itself
+    if outputs != len(class_names):
+        name, _ = get_classifier(model)
         raise HeadMismatch(
-            f"{getattr(model, 'arch', type(model).__name__)} ends in {name} with {head.out_features} outputs, but the "
-            f"data has {len(class_names)} classes ({class_names[0]} ... {class_names[-1]}). Replace it first: "
+            f"{_name(model)} ends in {name} with {outputs} outputs, but the data has {len(class_names)} classes "
+            f"({class_names[0]} ... {class_names[-1]}). Replace it first: "
             f"reset_classifier(model, {len(class_names)})."
         )

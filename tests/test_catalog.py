@@ -1,10 +1,14 @@
 import shutil
+import threading
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from cropkit import check_split, class_names, find_duplicates, good_photos, make_loaders, scan, split
+from cropkit import catalog as catalog_module
+from cropkit import check_split, class_names, drop_leaks, find_duplicates, good_photos, make_loaders, scan, split
 from cropkit.models import create_model
 
 
@@ -23,6 +27,80 @@ def test_scan_reads_class_folders(make_photos):
         ".ipynb_checkpoints": "hidden folder",
     }
     assert len(good_photos(catalog)) == 5
+
+
+def test_odd_but_good_photos_have_a_note(make_photos):
+    root = make_photos({"apple": 2})
+    Image.open(root / "apple" / "0.jpg").convert("L").save(root / "apple" / "grey.JPG")
+    Image.open(root / "apple" / "0.jpg").save(root / "apple" / "really.jpg", "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "apple" / "0.jpg").save(root / "apple" / "turned.jpg", exif=exif)
+    catalog = scan(root).set_index("path")
+    assert catalog.loc["apple/0.jpg", "note"] == ""
+    assert catalog.loc["apple/grey.JPG", "note"] == "colour mode L"
+    assert catalog.loc["apple/really.jpg", "note"] == "a PNG named .jpg"
+    assert catalog.loc["apple/turned.jpg", "note"] == "lies turned (EXIF orientation 6)"
+    assert catalog.loc["apple/turned.jpg", ["width", "height"]].tolist() == [60, 80]  # upright
+
+
+@pytest.mark.parametrize("folders", [("train", "valid"), ("Train", "Test"), ("train", "unsorted")])
+def test_folders_beside_train_that_are_no_parts_are_not_taken_for_classes(make_photos, folders):
+    root = make_photos({f"{folder}/{crop}": 1 for folder in folders for crop in ("apple", "pear")})
+    with pytest.raises(ValueError, match="Beside train only val and test"):
+        scan(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp950"])
+def test_metadata_is_joined_by_file_name_in_either_encoding(make_photos, tmp_path, encoding):
+    root = make_photos({"apple": 2, "pear": 1})  # pear/0.jpg shares its name with apple/0.jpg
+    table = tmp_path / "tags.csv"
+    table.write_text("TARGET_FID,Img,label,town\n7,0.jpg,x,西螺鎮\n7,lost.jpg,x,NA\n", encoding=encoding)
+    catalog = scan(root, metadata=table)
+    assert catalog["town"].tolist() == ["西螺鎮", "", "西螺鎮"]
+    assert catalog["label"].tolist() == ["apple", "apple", "pear"]  # not the table's
+    assert catalog.attrs["metadata"] == {
+        "file": str(table),
+        "encoding": encoding.removesuffix("-sig"),
+        "rows_without_photo": ["lost.jpg"],
+        "photos_without_row": ["apple/1.jpg"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (b"name,town\n0.jpg,x\n", "names no photos"),
+        (b"Img,town\n../0.jpg,x\n", "line 2.*leads out"),
+        (b"Img,town\n0.jpg,x\nC:\\0.jpg,x\n", "line 3.*leads out"),
+        (b"Img,town\na/0.jpg,x\nb/0.jpg,x\n", "'0.jpg' stands in two rows"),
+        (b"Img,town\n0.jpg,\xff\xff\n", "neither UTF-8 nor cp950"),
+        (b"", "no CSV table"),
+    ],
+)
+def test_malformed_metadata_is_refused(make_photos, tmp_path, table, said):
+    (tmp_path / "tags.csv").write_bytes(table)
+    with pytest.raises(ValueError, match=said):
+        scan(make_photos({"apple": 1}), metadata=tmp_path / "tags.csv")
+
+
+def test_an_interrupted_scan_leaves_no_thread_and_the_next_one_works(make_photos, monkeypatch):
+    root = make_photos({"apple": 30, "pear": 30})
+
+    def interrupted(path):
+        if path.name == "7.jpg":
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+        return inspect(path)
+
+    inspect = catalog_module._inspect
+    monkeypatch.setattr(catalog_module, "_inspect", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        scan(root)
+    assert threading.active_count() == before
+    monkeypatch.undo()
+    assert len(scan(root)) == 60
 
 
 def test_scan_is_the_same_for_any_number_of_workers(make_photos):
@@ -58,6 +136,8 @@ def test_scan_reads_an_index_and_keeps_labels_as_text(make_photos):
         ("path,label,split\na/0.jpg,x,holdout\n", "line 2.*holdout"),
         ("path,label\na/0.jpg,\n", "line 2.*no label"),
         ("path,label\na/0.jpg,x\na/0.jpg,y\n", "line 3.*twice"),
+        ("path,label\nC:\\secret.jpg,x\n", "line 2.*leads out"),
+        ("path,label,split\na/0.jpg,x,train\na/1.jpg,x,\n", "line 3.*no split"),
     ],
 )
 def test_malformed_index_is_refused_with_its_line(make_photos, index, said):
@@ -91,6 +171,50 @@ def test_copies_and_resized_photos_are_duplicates(make_photos):
     groups = {frozenset(rows["path"]) for _, rows in duplicates.groupby("group")}
     assert groups == {frozenset({"apple/0.jpg", "pear/copy.jpg"}), frozenset({"apple/1.jpg", "apple/larger.png"})}
     assert duplicates.groupby("group")["exact"].all().sum() == 1
+
+
+def test_photos_without_a_margin_are_duplicates_and_other_photos_are_not(make_photos):
+    root = make_photos({"apple": 20, "pear": 20})
+    for number in range(20):
+        photo = Image.open(root / "apple" / f"{number}.jpg").resize((400, 300))
+        photo.crop((8, 6, 392, 294)).save(root / "pear" / f"cut{number}.jpg")
+    duplicates = find_duplicates(scan(root))
+    pairs = {frozenset(rows["path"]) for _, rows in duplicates.groupby("group")}
+    assert pairs == {frozenset({f"apple/{number}.jpg", f"pear/cut{number}.jpg"}) for number in range(20)}
+
+
+def test_duplicates_among_100_000_hashes_are_found():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, (100_000, 2))
+    hashes[1] = hashes[0] ^ 0b1011  # three bits
+    hashes[3] = hashes[2] ^ (2**20 - 1)  # twenty
+    hashes[50_000:60_000] = hashes[50_000]  # a picture that is there ten thousand times
+    catalog = pd.DataFrame({"path": [f"{n:06d}" for n in range(100_000)], "label": "a", "split": "", "problem": ""})
+    catalog["sha256"] = catalog["path"]
+    catalog["phash"], catalog["dhash"] = ([f"{h:016x}" for h in hashes[:, k]] for k in (0, 1))
+    duplicates = find_duplicates(catalog)
+    assert duplicates["path"].tolist() == ["000000", "000001", *(f"{n:06d}" for n in range(50_000, 60_000))]
+
+
+def test_drop_leaks_keeps_test_then_val_and_drops_pictures_of_two_classes(make_photos):
+    root = make_photos({f"{part}/{crop}": 3 for part in ("train", "val", "test") for crop in ("apple", "pear")})
+    for source, copy in (
+        ("train/apple/0.jpg", "test/apple/copy.jpg"),  # the copy in test stays
+        ("train/apple/1.jpg", "val/apple/copy.jpg"),
+        ("val/pear/0.jpg", "test/pear/copy.jpg"),
+        ("train/pear/1.jpg", "train/pear/copy.jpg"),  # within a part both may stay
+        ("test/apple/2.jpg", "train/pear/other.jpg"),  # two classes: nobody knows
+    ):
+        shutil.copyfile(root / source, root / copy)
+    catalog = scan(root)
+    gone = set(catalog["path"]) - set(drop_leaks(catalog)["path"])
+    assert gone == {
+        "train/apple/0.jpg",
+        "train/apple/1.jpg",
+        "val/pear/0.jpg",
+        "test/apple/2.jpg",
+        "train/pear/other.jpg",
+    }
 
 
 def test_split_is_stratified_and_repeatable(make_photos):

@@ -128,3 +128,33 @@ def test_check_head_names_layer_outputs_classes_and_the_cure(resnet):
         "Replace it first: reset_classifier(model, 33)."
     )
     assert check_head(create_model("resnet18", weights=None, num_classes=33), names) is None
+
+
+def test_a_layer_that_only_claims_the_right_width_is_refused():
+    model = create_model("resnet18", weights=None)
+    model.fc.out_features = 33
+    with pytest.raises(HeadMismatch, match="fc with 1000 outputs"):
+        check_head(model, [str(k) for k in range(33)])
+
+
+def test_a_model_without_linear_head_is_accepted_if_its_width_is_right():
+    check_head(create_model("squeezenet1_1", weights=None), [str(k) for k in range(1000)])
+
+
+def test_frozen_modules_of_a_deep_copy_are_the_copys_own():
+    model = create_model("resnet18", weights=None)
+    freeze_backbone(model)
+    twin = copy.deepcopy(model)
+    assert twin.layer1.train() is twin.layer1 is not model.layer1
+    assert twin.train() is twin
+    unfreeze(twin)
+    twin.train()
+    assert twin.bn1.training and not model.bn1.training
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Flatten(), nn.Conv2d(1, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), nn.Conv2d(3, 2, 3)]
+)
+def test_what_is_no_image_classifier_is_refused_in_one_sentence(model):
+    with pytest.raises(ValueError, match="could not classify one blank photo"):
+        get_classifier(model)

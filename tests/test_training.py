@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn import metrics
 from torch import nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from cropkit import (
     HeadMismatch,
@@ -175,3 +175,44 @@ def test_rows_of_the_confusion_matrix_are_the_true_class():
 def test_keeping_freed_memory_says_whether_it_took_effect():
     assert keep_freed_memory() in (True, False)
     assert keep_freed_memory() == keep_freed_memory()
+
+
+def test_subsets_are_checked_too_and_predict_says_what_it_needs(resnet, photos):
+    loaders = make_loaders(photos, resnet)
+    part = DataLoader(Subset(loaders["train"].dataset, range(4)), 2)
+    with pytest.raises(HeadMismatch):
+        fit(resnet, {"train": part}, optim.SGD(resnet.parameters(), lr=0.1), epochs=1)
+    with pytest.raises(ValueError, match=r"make_loaders.*not a Subset"):
+        predict(resnet, part)
+
+
+def test_schedulers_that_fit_cannot_step_are_refused_before_the_first_epoch(loaders):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    other = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="drives another optimiser"):
+        fit(model, loaders, optimizer, scheduler=optim.lr_scheduler.StepLR(other, 7), epochs=1)
+    with pytest.raises(ValueError, match="plateau"):
+        fit(model, loaders, optimizer, scheduler=optim.lr_scheduler.ReduceLROnPlateau(optimizer), epochs=1)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        fit(model, loaders, optimizer, epochs=0)
+
+
+def test_a_last_step_that_ruins_the_weights_is_noticed(loaders):
+    model = network()
+    one = {"train": [next(iter(loaders["train"]))]}  # no second batch whose loss would show it
+    one["train"] = DataLoader(TensorDataset(*one["train"][0]), 1000)
+    with pytest.raises(FloatingPointError, match="finite after epoch 1"):
+        fit(model, one, optim.SGD(model.parameters(), lr=float("inf")), epochs=1)
+
+
+def test_a_single_last_photo_is_not_a_batch(resnet, make_photos, tmp_path):
+    root = make_photos({"train/apple": 5, "train/pear": 4, "val/apple": 9}, tmp_path / "nine")
+    loaders = make_loaders(scan(root), resnet, batch_size=4)
+    assert [len(targets) for _, targets in loaders["train"]] == [4, 4]
+    assert [len(targets) for _, targets in loaders["val"]] == [4, 4, 1]
+
+
+def test_a_catalog_without_its_folder_says_so(resnet, photos):
+    with pytest.raises(ValueError, match="no longer knows its folder"):
+        make_loaders(pd.DataFrame(photos.to_dict("records")), resnet)

@@ -1,8 +1,10 @@
 """Weight files are made here and served from localhost; they replace entries of the table, never its checks."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pickle
+import re
 import socket
 import threading
 from functools import partial
@@ -10,7 +12,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from cropkit import MissingWeights, create_model, get_classifier, read_state_dict
 from cropkit.weights import WEIGHT_FILES, WeightFile
@@ -173,3 +177,54 @@ def test_file_without_tensors_is_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"holds no state dict \(found: epoch\)"):
         read_state_dict(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("arch", ["mnasnet0_5", "densenet121", "vit_b_32", "googlenet"])
+def test_published_files_with_older_names_still_fit(arch, tmp_path, monkeypatch):
+    made = torchvision.models.get_model(arch, weights=None)
+    state = made.state_dict()
+    old = {name: re.sub(r"(denselayer\d+\.(?:norm|relu|conv))(?=[12]\.)", r"\1.", name) for name in state}
+    old = {name: re.sub(r"\.mlp\.0\.", ".mlp.linear_1.", new) for name, new in old.items()}
+    old = {name: re.sub(r"\.mlp\.3\.", ".mlp.linear_2.", new) for name, new in old.items()}
+    for name, new in old.items():
+        state[new] = state.pop(name)
+    if arch == "vit_b_32":  # from before the names changed
+        state._metadata = {name: {"version": 1} for name in state._metadata}
+    torch.save(state, tmp_path / "made.pth")
+    sha = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()
+    cache = tmp_path / "checkpoints"
+    cache.mkdir()
+    (tmp_path / "made.pth").rename(cache / "made.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(WEIGHT_FILES, arch, WeightFile("made.pth", "http://127.0.0.1:9/made.pth", sha))
+    loaded = create_model(arch).state_dict()
+    theirs = made.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_a_page_named_pth_is_called_damaged_not_dangerous(tmp_path, content):
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pth: is damaged or no checkpoint"):
+        read_state_dict(tmp_path / "model.pth")
+
+
+def test_bit_flipped_checkpoints_raise_value_error_and_nothing_else(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "good.pth")
+    good = bytearray((tmp_path / "good.pth").read_bytes())
+    for place in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[place] ^= 0x55
+        (tmp_path / "bad.pth").write_bytes(bad)
+        with contextlib.suppress(ValueError):
+            read_state_dict(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("outputs", [1, 10, 33])
+def test_a_checkpoints_head_of_any_size_gives_way_to_a_new_one(tmp_path, outputs):
+    theirs = torchvision.models.resnet18(num_classes=outputs)
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    model = create_model("resnet18", weights=tmp_path / "mine.pth", num_classes=33)
+    assert model.fc.weight.shape == (33, 512)
+    assert not (outputs == 33 and torch.equal(model.fc.weight, theirs.fc.weight))
+    assert torch.equal(model.conv1.weight, theirs.conv1.weight)

@@ -1,0 +1,63 @@
+import pandas as pd
+import pytest
+
+from cropkit import course, good_photos, scan
+
+
+@pytest.fixture
+def data(monkeypatch):
+    """A function that makes a folder the course's data, in full mode."""
+
+    def use(root):
+        monkeypatch.setattr(course, "DATA", str(root))
+        monkeypatch.setattr(course, "FAST", False)
+
+    return use
+
+
+def test_a_given_split_is_kept(make_photos, data):
+    data(make_photos({f"{part}/{crop}": 3 for part in ("train", "val", "test") for crop in ("apple", "pear")}))
+    assert course.load_catalog()["split"].value_counts().to_dict() == {"train": 6, "val": 6, "test": 6}
+
+
+def test_missing_parts_are_taken_out_of_train(make_photos, data):
+    data(make_photos({"train/apple": 10, "train/pear": 10, "test/apple": 2, "test/pear": 2}))
+    catalog = course.load_catalog()
+    assert catalog["split"].value_counts().to_dict() == {"train": 16, "val": 4, "test": 4}
+    assert catalog.loc[catalog["split"] == "test", "path"].str.startswith("test/").all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"apple": 9}, "1 class"),
+        ({"apple": 1, "pear": 1}, "too few photos for val and test"),
+        ({"train/apple": 5, "train/pear": 5, "test/plum": 5}, "'plum' has no training photos"),
+    ],
+)
+def test_data_that_cannot_serve_is_refused_in_one_sentence(make_photos, data, counts, said):
+    data(make_photos(counts))
+    with pytest.raises(ValueError, match=said):
+        course.load_catalog()
+
+
+def test_a_folder_that_is_not_there_is_named(data, tmp_path):
+    data(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        course.load_catalog()
+
+
+def test_photos_without_a_split_get_all_parts(make_photos, data):
+    root = make_photos({"apple": 10, "pear": 10})
+    data(root)
+    catalog = course.load_catalog()
+    assert set(catalog["split"]) == {"train", "val", "test"}
+    assert isinstance(catalog, pd.DataFrame) and len(catalog) == len(good_photos(scan(root)))
+
+
+def test_only_rows_of_the_table_can_be_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "OUT", tmp_path)
+    with pytest.raises(ValueError, match="is no row of the closing table"):
+        course.record("04_feature_extraction", "magic", 1, 0.5, 1.0)
+    course.record(*course.ROWS[0], 1, 0.5, 1.0)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
