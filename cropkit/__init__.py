@@ -1,7 +1,9 @@
 """cropkit: transfer learning on crop photos, in functions that fit a lesson."""
 
+from cropkit.cache import cache_size, clear_cache
 from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, scan, split
 from cropkit.datasets import CropDataset, make_loaders, transforms_for
+from cropkit.features import extract_features, fit_head
 from cropkit.interpret import confusion_matrix, most_confused
 from cropkit.models import (
     HeadMismatch,
@@ -15,8 +17,9 @@ from cropkit.models import (
     unfreeze,
 )
 from cropkit.photos import BadPhoto, crop_around, crosshair_pixel, open_photo
+from cropkit.precision import fastest_precision
 from cropkit.samples import fetch, make_sample
-from cropkit.training import evaluate, fit, predict, train_one_epoch
+from cropkit.training import evaluate, fine_tune, fit, predict, train_one_epoch
 from cropkit.weights import MissingWeights, read_state_dict
 
 __all__ = [
@@ -24,9 +27,11 @@ __all__ = [
     "CropDataset",
     "HeadMismatch",
     "MissingWeights",
+    "cache_size",
     "check_head",
     "check_split",
     "class_names",
+    "clear_cache",
     "confusion_matrix",
     "count_parameters",
     "create_model",
@@ -34,9 +39,13 @@ __all__ = [
     "crosshair_pixel",
     "drop_leaks",
     "evaluate",
+    "extract_features",
+    "fastest_precision",
     "fetch",
     "find_duplicates",
+    "fine_tune",
     "fit",
+    "fit_head",
     "freeze_backbone",
     "freeze_batchnorm",
     "get_classifier",

@@ -22,6 +22,7 @@ DATA = os.environ.get("CROPKIT_DATA", "")
 ARCH = os.environ.get("CROPKIT_ARCH", "") or "efficientnet_lite0"
 FAST = os.environ.get("CROPKIT_FAST", "") == "1"
 OUT = FOLDER / "build" / "results"
+CACHE = FOLDER / "build" / "cache"
 keep_freed_memory()  # the notebooks' own loops gain from it too
 FAST_PHOTOS = {"train": 3, "val": 1, "test": 1}  # of each class
 
@@ -96,7 +97,7 @@ def with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
 ROWS = (
     ("04_feature_extraction", "feature extraction"),
     ("05_fine_tuning", "fine-tuning, diary"),
-    ("05_fine_tuning", "fine-tuning, two rates"),
+    ("05_fine_tuning", "fine-tuning, head first"),
 )
 
 

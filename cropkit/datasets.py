@@ -1,5 +1,6 @@
 """From the catalog to batches of tensors."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from cropkit.cache import open_shrunk
 from cropkit.catalog import SPLITS, check_split, class_names, good_photos
 from cropkit.models import preprocessing_of
 from cropkit.photos import open_photo
@@ -27,6 +29,8 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         class_names: a class's index is its place in this list.
         transform: makes the tensor from an RGB photo.
         min_side: passed on to `open_photo`.
+        cache: a folder for small copies of large photos, of the short side `min_side` (see `open_shrunk`).
+        verify: compare a copy with its photo's bytes, not only with size and time of change.
 
     Raises:
         ValueError: if a row's label is not in `class_names`; names the label and the photo.
@@ -39,6 +43,8 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         transform: Transform,
         *,
         min_side: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ) -> None:
         if "root" not in catalog.attrs:
             raise ValueError(
@@ -50,6 +56,7 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         self.class_names = list(class_names)
         self.transform = transform
         self.min_side = min_side
+        self.cache, self.verify = cache, verify
         index = {name: number for number, name in enumerate(self.class_names)}
         for path, label in zip(catalog["path"], catalog["label"], strict=True):
             if label not in index:
@@ -63,7 +70,11 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        photo = open_photo(self.root / self.paths[index], min_side=self.min_side)
+        path = self.root / self.paths[index]
+        if self.cache is not None and self.min_side is not None:
+            photo = open_shrunk(path, self.min_side, self.cache, verify=self.verify)
+        else:
+            photo = open_photo(path, min_side=self.min_side)
         return self.transform(photo), self.targets[index]
 
 
@@ -108,6 +119,8 @@ def make_loaders(
     seed: int = 0,
     num_workers: int = 0,
     augment: bool = True,
+    cache: str | os.PathLike[str] | None = None,
+    verify: bool = False,
 ) -> dict[str, DataLoader]:
     """Loaders for the parts of a catalog that hold photos.
 
@@ -118,6 +131,9 @@ def make_loaders(
         seed: decides the order of the training photos.
         num_workers: processes that read photos; 0 reads them in this one, which works everywhere.
         augment: vary the training photos at random. Val and test are never varied.
+        cache: a folder for small copies of large photos, so that only the first epoch opens those; see `cache_size`
+            and `clear_cache`.
+        verify: compare every copy with the bytes of its photo, which reads all photos in every epoch.
 
     Returns:
         ``{"train": ..., "val": ..., "test": ...}``, without a part that is empty. Each yields (photos, targets) of
@@ -144,6 +160,8 @@ def make_loaders(
             names,
             transforms_for(model, augment=augment and training),
             min_side=preprocessing_of(model)["resize_size"],
+            cache=cache,
+            verify=verify,
         )
         loaders[part] = DataLoader(
             dataset,
@@ -151,6 +169,7 @@ def make_loaders(
             shuffle=training,
             num_workers=num_workers,
             drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(seed),
         )
     return loaders

@@ -1,20 +1,25 @@
 """The training loop, as the lesson shows it, and what is read off a trained model."""
 
 import copy
+import os
 import time
 from collections.abc import Mapping
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Subset
 
+from cropkit.features import extract_features, fit_head
 from cropkit.memory import keep_freed_memory
-from cropkit.models import check_head, evaluating
+from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, unfreeze
+from cropkit.precision import fastest_precision
 from cropkit.progress import progress
 
+LP_FT_RATE = 5e-4  # the highest rate of the backbone; the head learns three times as fast
+PROBE = 32  # photos with which precisions are compared
 HINT = "Make the model anew and try a tenth of the learning rate."
 
 
@@ -26,6 +31,7 @@ def fit(
     epochs: int,
     scheduler: LRScheduler | None = None,
     criterion: nn.Module | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> pd.DataFrame:
     """Train a model and leave the weights of its best epoch in it.
 
@@ -40,6 +46,7 @@ def fit(
         epochs: passes over the training photos, >= 1.
         scheduler: stepped once an epoch, after it.
         criterion: the loss, a mean over a batch; cross-entropy unless given.
+        precision: ``torch.bfloat16`` runs the forward pass of training in it (autocast); evaluation is float32 always.
 
     Returns:
         One row an epoch: ``epoch`` (from 1), ``learning_rate`` (of the last parameter group, the head's where there are
@@ -64,7 +71,7 @@ def fit(
         start = time.perf_counter()
         learning_rate = optimizer.param_groups[-1]["lr"]
         train_loss, train_accuracy = train_one_epoch(
-            model, loaders["train"], optimizer, criterion, description=f"epoch {epoch}/{epochs}"
+            model, loaders["train"], optimizer, criterion, precision=precision, description=f"epoch {epoch}/{epochs}"
         )
         val_loss, val_accuracy = float("nan"), float("nan")
         if "val" in loaders:
@@ -101,6 +108,7 @@ def train_one_epoch(
     optimizer: Optimizer,
     criterion: nn.Module,
     *,
+    precision: torch.dtype = torch.float32,
     description: str = "train",
 ) -> tuple[float, float]:
     """One pass over the training photos, a step of the optimiser for each batch.
@@ -115,9 +123,10 @@ def train_one_epoch(
     model.train()
     loss_sum, correct, count = 0.0, 0, 0
     for photos, targets in progress(loader, description):
-        photos, targets = photos.to(device), targets.to(device)
-        logits = model(photos)
-        loss = criterion(logits, targets)
+        photos, targets = photos.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+            logits = model(photos)
+        loss = criterion(logits.float(), targets)
         if not torch.isfinite(loss):
             rate = optimizer.param_groups[-1]["lr"]
             raise FloatingPointError(
@@ -130,6 +139,72 @@ def train_one_epoch(
         correct += int((logits.argmax(dim=1) == targets).sum())
         count += len(targets)
     return loss_sum / count, correct / count
+
+
+def fine_tune(
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader],
+    *,
+    epochs: int,
+    recipe: str = "lp_ft",
+    cache: str | os.PathLike[str] | None = None,
+    precision: torch.dtype | None = None,
+) -> pd.DataFrame:
+    """Let every weight learn, by one of two recipes; `fit` is the loop of both.
+
+    ``"lp_ft"`` first fits the head to the features of the frozen backbone, so that no random head pushes the backbone
+    about (Kumar et al., ICLR 2022, arXiv 2202.10054). Then everything learns: AdamW, the head three times as fast as
+    the backbone, both rates rising and falling once over all steps (one-cycle), label smoothing, BatchNorm's statistics
+    as the pretraining left them.
+
+    ``"diary"`` is the competition diary's: SGD 0.001 with momentum 0.9, a tenth of the rate after every 7 epochs,
+    float32, BatchNorm in train mode. It ran 25 epochs.
+
+    Args:
+        model: from `create_model`, its head made for the classes.
+        loaders: from `make_loaders`.
+        epochs: passes over the training photos, >= 1.
+        recipe: ``"lp_ft"`` or ``"diary"``.
+        cache: passed on to `extract_features`.
+        precision: of lp_ft's training steps; the faster one on this machine unless given.
+
+    Returns:
+        What `fit` returns. ``attrs`` holds ``recipe``, ``precision`` and the ``seconds_before`` the first epoch.
+
+    Raises:
+        ValueError: if the recipe is unknown, and as `fit` does.
+    """
+    if recipe not in ("lp_ft", "diary"):
+        raise ValueError(f"recipe {recipe!r} is unknown; known are 'lp_ft' and 'diary'.")
+    start = time.perf_counter()
+    check_head(model, _class_names(loaders["train"]) or [])
+    unfreeze(model)
+    scheduler: LRScheduler
+    if recipe == "diary":
+        optimizer: Optimizer = SGD(model.parameters(), lr=0.001, momentum=0.9)
+        scheduler = StepLR(optimizer, step_size=7, gamma=0.1)
+        history = fit(model, loaders, optimizer, scheduler=scheduler, epochs=epochs)
+        history.attrs |= {"recipe": recipe, "precision": "float32", "seconds_before": 0.0}
+        return history
+    fit_head(model, {part: extract_features(model, loaders[part], cache=cache) for part in loaders if part != "test"})
+    freeze_batchnorm(model)
+    if precision is None:
+        dataset = loaders["train"].dataset
+        with torch.random.fork_rng(devices=[]):  # augmentation must not draw from the training's random numbers
+            photos = torch.stack([dataset[index][0] for index in range(min(PROBE, len(dataset)))])  # type: ignore[arg-type]
+        precision = fastest_precision(model, photos, training=True)
+    _, head = get_classifier(model)
+    of_head = {id(p) for p in head.parameters()}
+    backbone = [p for p in model.parameters() if id(p) not in of_head]
+    optimizer = AdamW([{"params": backbone}, {"params": list(head.parameters())}], lr=LP_FT_RATE)
+    scheduler = OneCycleLR(optimizer, [LP_FT_RATE, 3 * LP_FT_RATE], total_steps=epochs * len(loaders["train"]) + 1)
+    optimizer.register_step_post_hook(lambda *_: scheduler.step())  # after every step; fit knows epochs only
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    seconds_before = time.perf_counter() - start
+    history = fit(model, loaders, optimizer, epochs=epochs, criterion=criterion, precision=precision)
+    name = str(precision).removeprefix("torch.")
+    history.attrs |= {"recipe": recipe, "precision": name, "seconds_before": seconds_before}
+    return history
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from cropkit import (
     confusion_matrix,
     create_model,
     evaluate,
+    fine_tune,
     fit,
     freeze_backbone,
     make_loaders,
@@ -216,3 +217,40 @@ def test_a_single_last_photo_is_not_a_batch(resnet, make_photos, tmp_path):
 def test_a_catalog_without_its_folder_says_so(resnet, photos):
     with pytest.raises(ValueError, match="no longer knows its folder"):
         make_loaders(pd.DataFrame(photos.to_dict("records")), resnet)
+
+
+def test_fine_tune_diary_is_the_diarys_recipe(photos, resnet, monkeypatch):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loaders = make_loaders(photos, model, batch_size=8)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(0)
+    history = fine_tune(model, loaders, epochs=8, recipe="diary")
+    assert history["learning_rate"].round(9).tolist() == [0.001] * 7 + [0.0001]
+    loaders = make_loaders(photos, twin, batch_size=8)
+    optimizer = optim.SGD(twin.parameters(), lr=0.001, momentum=0.9)
+    torch.manual_seed(0)
+    fit(twin, loaders, optimizer, scheduler=optim.lr_scheduler.StepLR(optimizer, 7, 0.1), epochs=8)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_fine_tune_lp_ft_starts_from_a_fitted_head_and_leaves_batchnorm_alone(photos, resnet):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loaders = make_loaders(photos, model, batch_size=4)
+    before = copy.deepcopy(model.state_dict())
+    history = fine_tune(model, loaders, epochs=2)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("running_" in name for name in moved)
+    assert {"conv1.weight", "fc.weight"} <= moved
+    assert len(history) == 2
+    assert history.attrs["recipe"] == "lp_ft"
+    assert history.attrs["precision"] in ("float32", "bfloat16")
+
+
+def test_fine_tune_refuses_an_unknown_recipe_and_a_wrong_head(photos, resnet):
+    loaders = make_loaders(photos, resnet)
+    with pytest.raises(ValueError, match="'lp_ft' and 'diary'"):
+        fine_tune(resnet, loaders, epochs=1, recipe="magic")
+    with pytest.raises(HeadMismatch):
+        fine_tune(resnet, loaders, epochs=1)

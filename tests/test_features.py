@@ -1,0 +1,219 @@
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cropkit import create_model, evaluate, extract_features, features, fit_head, make_loaders, predict, scan, split
+from cropkit.precision import fastest_precision
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("efficientnet_lite0", num_classes=2)
+
+
+@pytest.fixture
+def loaders(make_photos, model):
+    return make_loaders(split(scan(make_photos({"apple": 12, "pear": 12}))), model, augment=False)
+
+
+def computed(monkeypatch):
+    """A list to which the number of photos of each shard is added that is computed from now on."""
+    counts = []
+    before_head = features._before_head
+
+    def counted(model, head, photos, precision):
+        counts.append(len(photos))
+        return before_head(model, head, photos, precision)
+
+    monkeypatch.setattr(features, "_before_head", counted)
+    return counts
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_features_are_what_the_head_receives(model, loaders, precision, tolerance):
+    data = extract_features(model, loaders["train"], precision=precision)
+    vectors, targets = data.tensors
+    assert targets.tolist() == loaders["train"].dataset.targets
+    photos = torch.stack([photo for photo, _ in loaders["train"].dataset])
+    with torch.no_grad():
+        direct = model.eval()(photos)
+        through_head = model.classifier(vectors)
+    assert vectors.shape == (len(photos), 1280)
+    assert ((direct - through_head).norm(dim=1) / direct.norm(dim=1)).max() < tolerance
+
+
+def test_bfloat16_is_taken_only_where_it_is_right_enough(model, loaders, monkeypatch):
+    monkeypatch.setattr(features, "fastest_precision", lambda *args, **kwargs: torch.bfloat16)
+    photos = torch.stack([photo for photo, _ in loaders["train"].dataset])
+    for tolerance, expected in ((1.0, torch.bfloat16), (1e-6, torch.float32)):
+        monkeypatch.setattr(features, "TOLERANCE", tolerance)
+        assert features._probe(model, model.classifier, photos) is expected
+
+
+def test_augmentation_is_left_out(model, make_photos):
+    catalog = split(scan(make_photos({"apple": 6, "pear": 6})))
+    varied = extract_features(model, make_loaders(catalog, model)["train"], precision=torch.float32)
+    plain = extract_features(model, make_loaders(catalog, model, augment=False)["train"], precision=torch.float32)
+    assert torch.equal(varied.tensors[0], plain.tensors[0])
+
+
+def test_a_cache_computes_nothing_twice(model, loaders, tmp_path, monkeypatch):
+    counts = computed(monkeypatch)
+    first = extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert sum(counts) == len(first)
+    again = extract_features(model, loaders["train"], cache=tmp_path)
+    assert sum(counts) == len(first)
+    assert torch.equal(first.tensors[0], again.tensors[0])
+
+
+def test_a_changed_photo_is_computed_alone(model, loaders, tmp_path, monkeypatch):
+    first = extract_features(model, loaders["train"], cache=tmp_path)
+    dataset = loaders["train"].dataset
+    Image.new("RGB", (80, 60), "blue").save(dataset.root / dataset.paths[3])
+    counts = computed(monkeypatch)
+    again = extract_features(model, loaders["train"], cache=tmp_path)
+    assert counts == [1]
+    same = (first.tensors[0] == again.tensors[0]).all(dim=1)
+    assert same.tolist() == [index != 3 for index in range(len(first))]
+
+
+def test_a_photo_replaced_in_secret_is_found_by_its_bytes(model, make_photos, tmp_path, monkeypatch):
+    root = make_photos({"apple": 6, "pear": 6})
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (80, 60), colour).save(tmp_path / f"{name}.bmp")
+    path = root / "apple" / "0.bmp"
+    path.write_bytes((tmp_path / "one.bmp").read_bytes())
+    loader = make_loaders(split(scan(root), fractions=(1, 0, 0)), model)["train"]
+    extract_features(model, loader, cache=tmp_path / "cache")
+    facts = path.stat()
+    path.write_bytes((tmp_path / "two.bmp").read_bytes())
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    counts = computed(monkeypatch)
+    extract_features(model, loader, cache=tmp_path / "cache")
+    assert counts == []
+    extract_features(model, loader, cache=tmp_path / "cache", verify=True)
+    assert counts == [1]
+
+
+def test_other_weights_and_another_transform_use_nothing_that_is_kept(model, loaders, tmp_path, monkeypatch):
+    extract_features(model, loaders["train"], cache=tmp_path)
+    counts = computed(monkeypatch)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert sum(counts) == len(loaders["train"].dataset)
+    smaller = copy.deepcopy(model)
+    smaller.preprocessing = model.preprocessing | {"crop_size": 192}
+    extract_features(smaller, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert sum(counts) == 2 * len(loaders["train"].dataset)
+    statistics = copy.deepcopy(model)
+    statistics.bn1.running_mean.add_(0.1)
+    extract_features(statistics, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert sum(counts) == 3 * len(loaders["train"].dataset)
+
+
+def test_another_head_shares_the_features(model, loaders, tmp_path, monkeypatch):
+    extract_features(model, loaders["train"], cache=tmp_path)
+    counts = computed(monkeypatch)
+    other = copy.deepcopy(model)
+    nn.init.normal_(other.classifier.weight)
+    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert counts == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_file_is_computed_anew(model, loaders, tmp_path, damage, monkeypatch):
+    first = extract_features(model, loaders["train"], cache=tmp_path)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    good = shard.read_bytes()
+    flipped = bytearray(good)
+    flipped[-100] ^= 0x10
+    shard.write_bytes({"truncate": good[:-50], "flip": bytes(flipped), "empty": b"", "text": b"ripe"}[damage])
+    counts = computed(monkeypatch)
+    again = extract_features(model, loaders["train"], cache=tmp_path)
+    assert sum(counts) == len(first)
+    assert torch.equal(first.tensors[0], again.tensors[0])
+
+
+def test_a_call_that_is_cut_off_keeps_its_whole_shards(model, loaders, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 4)
+    whole = extract_features(model, loaders["train"], precision=torch.float32)
+    before_head, calls = features._before_head, []
+
+    def cut_off(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return before_head(*args)
+
+    monkeypatch.setattr(features, "_before_head", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    monkeypatch.setattr(features, "_before_head", before_head)
+    counts = computed(monkeypatch)
+    resumed = extract_features(model, loaders["train"], cache=tmp_path)
+    assert sum(counts) == len(whole) - 8
+    assert torch.allclose(resumed.tensors[0], whole.tensors[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_fitted_head_is_the_models_own(make_photos, tmp_path, classes):
+    root = make_photos({f"crop{number}": 10 for number in range(classes)})
+    for number in range(classes):  # something to learn: each crop has its colour
+        for path in (root / f"crop{number}").iterdir():
+            tint = Image.new("RGB", (80, 60), [(200, 40, 40), (40, 200, 40), (40, 40, 200)][number])
+            Image.blend(Image.open(path), tint, 0.6).save(path)
+    torch.manual_seed(0)
+    model = create_model("efficientnet_lite0", num_classes=classes)
+    loaders = make_loaders(split(scan(root)), model)
+    data = {part: extract_features(model, loader, precision=torch.float32) for part, loader in loaders.items()}
+    table = fit_head(model, data)
+    assert table["chosen"].sum() == 1
+    assert table.loc[table["chosen"], "val_accuracy"].item() == table["val_accuracy"].max()
+    _, accuracy = evaluate(model, loaders["val"])
+    assert abs(accuracy - table["val_accuracy"].max()) < 1e-6
+    predictions = predict(model, loaders["test"])
+    assert (predictions["predicted"] == predictions["target"]).mean() == 1.0
+    with torch.no_grad():
+        probability = model.classifier(data["test"].tensors[0]).softmax(dim=1).max(dim=1).values
+    assert np.allclose(probability, predictions["probability"], atol=1e-3)
+
+
+def test_a_class_without_training_photos_cannot_be_fitted(model):
+    data = torch.utils.data.TensorDataset(torch.rand(4, 1280), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"classes \[1\] have no training photos"):
+        fit_head(copy.deepcopy(model), {"train": data})
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_probe_leaves_weights_statistics_modes_and_random_numbers_alone(training):
+    model = create_model("resnet18", weights=None, num_classes=3).train()
+    model.layer1.eval()
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert fastest_precision(model, torch.rand(2, 3, 64, 64, generator=torch.Generator()), training=training) in (
+        torch.float32,
+        torch.bfloat16,
+    )
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_loader_of_any_batch_size_gives_the_same_features(model, loaders):
+    dataset = loaders["train"].dataset
+    one = extract_features(model, DataLoader(dataset, 1), precision=torch.float32)
+    many = extract_features(model, DataLoader(dataset, 64, shuffle=True), precision=torch.float32)
+    assert torch.equal(one.tensors[0], many.tensors[0])
