@@ -373,7 +373,7 @@ def check_head(model: nn.Module, class_names: Sequence[str]) -> None:
     PyTorch itself does not object: 1000 outputs and labels 0..32 train without an error.
 
     Raises:
-        HeadMismatch: naming the layer, its outputs, the classes, and the call that mends it.
+        HeadMismatch: naming the layer, its outputs, the classes, and the call that corrects it.
     """
     outputs = _try_forward(model).shape[1]  # what comes out, whatever a layer says of itself
     if outputs != len(class_names):

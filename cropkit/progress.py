@@ -1,12 +1,15 @@
 """The one progress bar: plain text on stdout, which a notebook and a terminal both show."""
 
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+# Some libraries load tqdm's widget variant, which complains in every first cell where ipywidgets is not installed.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> "tqdm[T]":
