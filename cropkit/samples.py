@@ -29,7 +29,7 @@ from cropkit.drawing import CLASSES, draw_photo
 from cropkit.progress import progress
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-VERSION = 3  # a new number has every sample drawn anew
+VERSION = 4  # a new number has every sample drawn anew
 MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
 SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
 ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side
@@ -137,7 +137,7 @@ def _draw_class(shots: list[Shot], root: Path, seed: int) -> dict[str, Tag]:
 def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: int) -> list[tuple[str, ...]]:
     """Give the drawn photos what real collections have; returns the rows of the answer key, `tags` is kept in step."""
     rng = np.random.default_rng([seed, 2**31])
-    sound = [s.path for s in shots if s.orientation == 1 and s.target and s.size[0] < 2000]
+    sound = [s.path for s in shots if s.orientation == 1 and s.size[0] < 2000 and tags[s.path][:2] != (0, 0)]
     sound = [sound[k] for k in rng.permutation(len(sound))]
     key: list[tuple[str, ...]] = []
 
@@ -166,6 +166,8 @@ def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: in
             key.append((shot.path, "lies on its side or head", f"EXIF orientation {shot.orientation}", "scan"))
         if not shot.target:
             key.append((shot.path, "no target", "bare ground, no crosshair", "metadata"))
+        elif tags[shot.path][:2] == (0, 0):
+            key.append((shot.path, "target not recorded", "there is a crosshair, but no place for it", "metadata"))
 
     for start, end in (("train", "train"), ("train", "test"), ("val", "test"), ("test", "train")) * 2:
         path = take(start)
