@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from cropkit.photos import BadPhoto, decode_photo, open_photo
 
 QUALITY = 95  # of the small copies, JPEG with full colour resolution
+SEAL = 128  # bytes of two hexadecimal SHA-256
 WORTH = 2  # a photo is kept small if its short side is more than so many times the side that is asked for
 
 
@@ -40,27 +42,28 @@ def open_shrunk(
         BadPhoto: if the photo cannot be read.
     """
     key = file_key(path)
-    name = hashlib.sha256(key.encode()).hexdigest()
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
     copy = Path(cache) / f"photos-{side}" / name[:2] / f"{name}.jpg"
     try:
-        photo = open_photo(copy)
-        with Image.open(copy) as stored:
-            told = stored.info.get("comment", b"").decode()
-    except BadPhoto:  # none yet, or a damaged one
-        pass
-    else:
-        if min(photo.size) == side and (not verify or told == file_hash(path)):
+        data = copy.read_bytes()
+    except OSError:  # none yet
+        data = b""
+    # Behind the JPEG stand two hashes: that of the photo's bytes, and that of the copy's own.
+    packed, of_photo, of_copy = data[:-SEAL], data[-SEAL : -SEAL // 2].decode("latin1"), data[-SEAL // 2 :]
+    if of_copy == hashlib.sha256(packed).hexdigest().encode() and (not verify or of_photo == file_hash(path)):
+        photo = decode_photo(packed, copy)
+        if min(photo.size) == side:
             return photo
     photo = open_photo(path, min_side=side)
     if min(photo.info["full_size"]) <= WORTH * side:
         return photo
     scale = side / min(photo.size)
     size = (max(side, round(photo.width * scale)), max(side, round(photo.height * scale)))
-    packed = io.BytesIO()
-    small = photo.resize(size, Image.Resampling.BICUBIC)
-    small.save(packed, "JPEG", quality=QUALITY, subsampling=0, comment=file_hash(path).encode())
-    replace_file(copy, lambda temporary: temporary.write_bytes(packed.getvalue()))
-    return decode_photo(packed.getvalue(), copy)
+    small = io.BytesIO()
+    photo.resize(size, Image.Resampling.BICUBIC).save(small, "JPEG", quality=QUALITY, subsampling=0)
+    sealed = small.getvalue() + (file_hash(path) + hashlib.sha256(small.getvalue()).hexdigest()).encode()
+    replace_file(copy, lambda temporary: temporary.write_bytes(sealed))
+    return decode_photo(small.getvalue(), copy)
 
 
 def file_key(path: str | os.PathLike[str]) -> str:
@@ -79,7 +82,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all; who reads meanwhile finds the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)

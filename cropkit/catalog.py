@@ -92,7 +92,11 @@ def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Photos below `root` and what is passed over with its reason, as relative paths; links are not followed."""
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
-    for folder, names, file_names in os.walk(root):
+
+    def report(error: OSError) -> None:
+        skipped.append((os.path.relpath(error.filename, root), f"folder cannot be read ({error.strerror})"))
+
+    for folder, names, file_names in os.walk(root, onerror=report):
         here = Path(folder)
         for name in sorted(names):
             path = (here / name).relative_to(root).as_posix()
@@ -105,8 +109,8 @@ def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             path = (here / name).relative_to(root).as_posix()
             if name.startswith(".") or name == "Thumbs.db":
                 skipped.append((path, "hidden file"))
-            elif (here / name).is_symlink() and not (here / name).resolve().is_relative_to(root.resolve()):
-                skipped.append((path, "symbolic link out of the folder, not followed"))
+            elif (here / name).is_symlink() and not _leads_inside(here / name, root):
+                skipped.append((path, "symbolic link out of the folder or in a circle, not followed"))
             elif Path(name).suffix.lower() not in PHOTO_SUFFIXES:
                 skipped.append((path, f"not a photo ({Path(name).suffix})"))
             elif here != root or Path(name).suffix:  # LICENSE and the like at the top
@@ -114,11 +118,18 @@ def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return files, skipped
 
 
+def _leads_inside(link: Path, root: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # Python before 3.13 calls a circle a RuntimeError
+        return False
+
+
 def _label_by_folder(root: Path, files: list[str]) -> list[dict[str, str]]:
     """Label each path by its folder; where the first folders are train, val and test, they are the split."""
     parts = [path.split("/") for path in files]
     tops = {p[0] for p in parts if len(p) > 1}
-    divided = "train" in {top.lower() for top in tops}
+    divided = not tops.isdisjoint(SPLITS) or "train" in {top.lower() for top in tops}
     if divided and not tops <= set(SPLITS):
         raise ValueError(
             f"{root}: holds {', '.join(sorted(tops))}. Beside train only val and test are understood, in lower case; "
@@ -138,7 +149,8 @@ def _read_table(file: Path) -> tuple[pd.DataFrame, str]:
     """A CSV table and its encoding. Everything stays text, since a class may be called "NA" or "007"."""
     for encoding in ("utf-8-sig", "cp950"):
         try:
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding=encoding)
+            # Without index_col=False a row with a field too many would shift all of the columns.
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding=encoding, index_col=False)
         except UnicodeDecodeError:
             continue
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -208,9 +220,11 @@ def _inspect(path: Path) -> dict[str, object]:
     """Everything the catalog holds about one file; the file is read once."""
     facts: dict[str, object] = dict.fromkeys(COLUMNS, "") | {"width": 0, "height": 0, "bytes": 0}
     try:
+        if path.exists() and not path.is_file():
+            return facts | {"problem": "is no regular file"}
         data = path.read_bytes()
-    except OSError as error:
-        return facts | {"problem": f"cannot be read ({error.strerror})"}
+    except (OSError, ValueError, MemoryError) as error:  # a name may hold what no file system takes
+        return facts | {"problem": f"cannot be read ({getattr(error, 'strerror', None) or error})"}
     facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
         # A reduced decode costs a fraction of a full one and still meets every truncation.
@@ -285,6 +299,8 @@ def _duplicate_groups(photos: pd.DataFrame) -> np.ndarray:
     hashes = photos["phash"] + photos.get("dhash", "")
     sha, of_sha = pd.factorize(photos["sha256"])[0], len(photos)
     look, distinct = pd.factorize(hashes)
+    if not len(photos):
+        return np.empty(0, int)
     of_look = of_sha + sha.max(initial=-1) + 1
     nodes = np.arange(len(photos))
     # A graph of photos, of their bytes and of their looks: whatever is connected is one picture.
@@ -319,7 +335,8 @@ def _near_pairs(hashes: pd.Index) -> tuple[np.ndarray, ...]:
             differ = np.bitwise_count(words[pair[0]] ^ words[pair[1]])
             pairs.append(pair[:, (differ <= allowed).all(axis=1)])
             step += 1
-    return tuple(np.concatenate(pairs, axis=1))
+        pairs = [np.unique(np.sort(np.concatenate(pairs, axis=1), axis=0), axis=1)]  # found before: once is enough
+    return tuple(pairs[0])
 
 
 def drop_leaks(catalog: pd.DataFrame) -> pd.DataFrame:
@@ -357,7 +374,7 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or (shares < 0).any() or shares[0] == 0 or not np.isclose(shares.sum(), 1):
         raise ValueError(f"fractions {tuple(fractions)} must be three shares that add up to 1, the first above 0.")
-    catalog = catalog.copy()
+    catalog = catalog.copy() if catalog.index.is_unique else catalog.reset_index(drop=True)
     catalog["split"] = ""
     rows = catalog.index[catalog["problem"] == ""]
     photos = catalog.loc[rows]

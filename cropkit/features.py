@@ -95,6 +95,9 @@ def extract_features(
 def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str:
     """16 hex digits that stand for everything but the photo: the weights before the head, and the transform."""
     digest = hashlib.sha256(f"{type(model)} {dataset.transform} {dataset.min_side} {dataset.cache is None}".encode())
+    for name, module in model.named_modules():
+        if module is not head and not any(module.children()):
+            digest.update(f"{name} {module}".encode())  # the same weights may be used in another way
     of_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in of_head:
@@ -214,7 +217,10 @@ def fit_head(model: nn.Module, features: Mapping[str, TensorDataset]) -> pd.Data
     absent = sorted(set(range(len(head.weight))) - set(targets.tolist()))
     if absent:
         raise ValueError(f"classes {absent} have no training photos, so the head cannot learn them. Divide anew.")
-    fits = [LogisticRegression(C=strength, max_iter=300).fit(vectors, targets) for strength in STRENGTHS]
+    fits = [
+        LogisticRegression(C=strength, fit_intercept=head.bias is not None, max_iter=300).fit(vectors, targets)
+        for strength in STRENGTHS
+    ]
     scores = [fit.score(*(t.numpy() for t in features["val"].tensors)) if "val" in features else np.nan for fit in fits]
     best = int(np.argmax(scores)) if "val" in features else len(fits) // 2
     weight, bias = fits[best].coef_, fits[best].intercept_
@@ -222,7 +228,8 @@ def fit_head(model: nn.Module, features: Mapping[str, TensorDataset]) -> pd.Data
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+        if head.bias is not None:
+            head.bias.copy_(torch.from_numpy(bias))
     return pd.DataFrame(
         {
             "strength": STRENGTHS,

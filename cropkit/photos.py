@@ -75,8 +75,8 @@ def open_photo(path: str | PathLike[str], *, min_side: int | None = None) -> Ima
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise BadPhoto(path, f"cannot be read ({error.strerror})") from error
+    except (OSError, ValueError, MemoryError) as error:  # a name may hold what no file system takes
+        raise BadPhoto(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     return decode_photo(data, path, min_side=min_side)
 
 
@@ -232,9 +232,10 @@ def crosshair_pixel(row: Mapping[str, Any]) -> tuple[int, int] | None:
     Raises:
         ValueError: if the target lies outside the photo, as where a photo lies on its side and EXIF does not say so.
     """
-    if row["target_x"] == "" or row["target_y"] == "":
+    told = [row["target_x"], row["target_y"]]
+    if any(value in ("", None) or value != value for value in told):  # NaN differs from itself
         return None
-    x, y = int(row["target_x"]), int(row["target_y"])
+    x, y = (round(float(value)) for value in told)
     if x == y == 0:
         return None
     column, line = int(row["width"]) // 2 + x, int(row["height"]) // 2 - y

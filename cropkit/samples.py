@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -268,12 +269,17 @@ def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class
     """
     if photos_per_class < 5:
         raise ValueError(f"photos_per_class={photos_per_class} is below 5, of which train gets 3, val 1 and test 1.")
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError(
+            "make_sample was called in a process that is itself drawing. In a script, put the call under "
+            'if __name__ == "__main__":'
+        )
     root = Path(root).expanduser().resolve()
     wanted = {"version": VERSION, "pillow": PIL.__version__, "seed": seed, "photos_per_class": photos_per_class}
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
         marker = root / MARKER
-        if marker.is_file() and json.loads(marker.read_text()) == wanted:
+        if marker.is_file() and marker.read_text() == json.dumps(wanted):
             return root
         if root.exists() and not marker.is_file() and any(root.iterdir()):
             raise FileExistsError(f"{root}: holds something else than a drawn sample. Name a new folder.")
@@ -345,6 +351,8 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
     with FileLock(f"{root}.lock"):
         if (root / "index.csv").is_file():
             return root
+        if root.exists():
+            raise FileExistsError(f"{root}: holds something else than {name}. Name a new folder.")
         brought = archive.exists()  # by hand, where there is no network
         # Unpacked beside its place and renamed whole, so that an interrupted call is never taken for a finished one.
         work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
@@ -393,7 +401,7 @@ def _unpack(archive: Path, manifest: Path, root: Path) -> None:
                 (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
                 (root / row["path"]).write_bytes(data)
             (root / "LICENSE").write_bytes(packed.read(f"{top}/LICENSE"))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(f"{archive}: is no whole ZIP archive ({error}). Download it again.") from error
     except KeyError as error:
         raise ValueError(f"{archive}: lacks a file that {manifest.name} lists ({error.args[0]}).") from error

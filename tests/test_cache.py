@@ -1,3 +1,5 @@
+import hashlib
+import io
 import os
 
 import numpy as np
@@ -32,10 +34,17 @@ def test_a_large_photo_is_kept_small_and_every_call_returns_the_same_pixels(larg
     assert np.abs(np.asarray(first, int) - np.asarray(direct, int)).mean() < 3
 
 
-def test_the_copy_is_used(large, tmp_path, monkeypatch):
+def forge(copy, size, colour):
+    """Put another picture into a copy, with hashes that are right."""
+    picture = io.BytesIO()
+    Image.new("RGB", size, colour).save(picture, "JPEG")
+    of_photo = copy.read_bytes()[-128:-64]
+    copy.write_bytes(picture.getvalue() + of_photo + hashlib.sha256(picture.getvalue()).hexdigest().encode())
+
+
+def test_the_copy_is_used(large, tmp_path):
     open_shrunk(large, 100, tmp_path / "cache")
-    copy = kept(tmp_path / "cache")[0]
-    Image.new("RGB", (133, 100), "red").save(copy)
+    forge(kept(tmp_path / "cache")[0], (133, 100), "red")
     assert open_shrunk(large, 100, tmp_path / "cache").getpixel((5, 5))[0] > 250
 
 
@@ -72,11 +81,22 @@ def test_a_damaged_copy_is_made_anew(large, tmp_path, keep):
     assert np.array_equal(np.asarray(open_shrunk(large, 100, cache)), np.asarray(first))
 
 
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, -100, -5])
+def test_a_flipped_byte_of_a_copy_is_noticed(large, tmp_path, place):
+    cache = tmp_path / "cache"
+    first = open_shrunk(large, 100, cache)
+    copy = kept(cache)[0]
+    data = bytearray(copy.read_bytes())
+    data[int(place * len(data)) if 0 < place < 1 else place] ^= 0x55
+    copy.write_bytes(data)
+    verify = place == -100  # there lies the photo's hash, which only verify reads
+    assert np.array_equal(np.asarray(open_shrunk(large, 100, cache, verify=verify)), np.asarray(first))
+
+
 def test_a_copy_of_another_side_is_not_used(large, tmp_path):
     cache = tmp_path / "cache"
     open_shrunk(large, 100, cache)
-    small = kept(cache)[0]
-    Image.new("RGB", (66, 50), "red").save(small)  # too small for this model
+    forge(kept(cache)[0], (66, 50), "red")  # too small for this model
     assert min(open_shrunk(large, 100, cache).size) == 100
     assert open_shrunk(large, 100, cache).getpixel((5, 5)) != (254, 0, 0)
 

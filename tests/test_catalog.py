@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 import time
@@ -266,3 +267,38 @@ def test_grocery36_is_sound_and_a_class_missing_from_val_shifts_no_index(real_da
     for part, loader in loaders.items():
         labels = catalog.loc[catalog["split"] == part, "label"].tolist()
         assert [names[target] for target in loader.dataset.targets] == labels
+
+
+def test_links_in_a_circle_and_odd_files_are_reported(make_photos):
+    root = make_photos({"apple": 2, "pear": 1})
+    (root / "apple" / "circle.jpg").symlink_to(root / "apple" / "circle.jpg")
+    os.mkfifo(root / "apple" / "pipe.jpg")
+    catalog = scan(root)
+    assert any(path == "apple/circle.jpg" and "circle" in why for path, why in catalog.attrs["skipped"])
+    assert catalog.set_index("path").loc["apple/pipe.jpg", "problem"] == "is no regular file"
+    assert len(good_photos(catalog)) == 3
+
+
+def test_val_and_test_without_train_are_not_classes(make_photos):
+    catalog = scan(make_photos({"val/apple": 1, "val/pear": 1, "test/apple": 1}))
+    assert set(catalog["label"]) == {"apple", "pear"}
+    with pytest.raises(ValueError, match="no training photos"):
+        check_split(catalog)
+
+
+def test_rows_with_a_field_too_many_shift_nothing(make_photos, tmp_path):
+    (tmp_path / "tags.csv").write_text("Img,town\n0.jpg,5,\n")
+    assert scan(make_photos({"apple": 1}), metadata=tmp_path / "tags.csv")["town"].tolist() == ["5"]
+
+
+def test_no_good_photo_at_all_is_one_sentence(make_photos):
+    root = make_photos({"apple": 1})
+    (root / "apple" / "0.jpg").write_text("ripe")
+    with pytest.raises(ValueError, match="has 0 classes"):
+        class_names(drop_leaks(scan(root)))
+
+
+def test_split_takes_a_catalog_put_together_from_two(make_photos):
+    catalog = scan(make_photos({"apple": 10, "pear": 10}))
+    both = pd.concat([catalog, catalog.assign(sha256=catalog["sha256"] + "x", path="b/" + catalog["path"])])
+    assert set(split(both)["split"]) == {"train", "val", "test"}
