@@ -74,12 +74,14 @@ def extract_features(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if folder is None else FileLock(folder / ".lock"):
-        todo = list(range(len(dataset)))
+        todo, keys = list(range(len(dataset))), []
         if folder is not None:
+            # Taken before the photos are read: what is replaced meanwhile then has another key, and is computed anew.
+            keys = [file_key(dataset.root / path) for path in dataset.paths]
             used = [dtype for dtype in PRECISIONS if _shards(folder, dtype)]
             precision = precision or next(iter(used), None)
             if precision is not None:
-                todo = _read_shards(folder, precision, dataset, features, verify=verify)
+                todo = _read_shards(folder, precision, dataset, keys, features, verify=verify)
         if todo and precision is None:
             precision = _probe(model, head, torch.stack([dataset[index][0] for index in todo[:SHARD]]))
         shards = progress(_photos_ahead(dataset, todo), "extract features", total=-(-len(todo) // SHARD))
@@ -88,7 +90,8 @@ def extract_features(
             vectors = _before_head(model, head, photos, precision)
             features[indices] = vectors
             if folder is not None:
-                _write_shard(folder, precision, dataset, indices, vectors)
+                hashes = [file_hash(dataset.root / dataset.paths[index]) for index in indices]
+                _write_shard(folder, precision, [keys[index] for index in indices], hashes, vectors)
     return TensorDataset(torch.from_numpy(features), torch.tensor(dataset.targets))
 
 
@@ -96,8 +99,8 @@ def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str
     """16 hex digits that stand for everything but the photo: the weights before the head, and the transform."""
     digest = hashlib.sha256(f"{type(model)} {dataset.transform} {dataset.min_side} {dataset.cache is None}".encode())
     for name, module in model.named_modules():
-        if module is not head and not any(module.children()):
-            digest.update(f"{name} {module}".encode())  # the same weights may be used in another way
+        if module is not head:  # the same weights may be used in another way
+            digest.update(f"{name} {type(module)} {module.extra_repr()}".encode())
     of_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in of_head:
@@ -155,15 +158,8 @@ def _shards(folder: Path, precision: torch.dtype) -> list[Path]:
     return sorted(folder.glob(f"{str(precision).removeprefix('torch.')}-*.safetensors"))
 
 
-def _write_shard(
-    folder: Path, precision: torch.dtype, dataset: CropDataset, indices: list[int], vectors: np.ndarray
-) -> None:
-    paths = [dataset.root / dataset.paths[index] for index in indices]
-    about = {
-        "keys": json.dumps([file_key(path) for path in paths]),
-        "hashes": json.dumps([file_hash(path) for path in paths]),
-        "crc": str(zlib.crc32(vectors.tobytes())),
-    }
+def _write_shard(folder: Path, precision: torch.dtype, keys: list[str], hashes: list[str], vectors: np.ndarray) -> None:
+    about = {"keys": json.dumps(keys), "hashes": json.dumps(hashes), "crc": str(zlib.crc32(vectors.tobytes()))}
     number = len(_shards(folder, precision))
     while (path := folder / f"{str(precision).removeprefix('torch.')}-{number:06d}.safetensors").exists():
         number += 1
@@ -171,27 +167,34 @@ def _write_shard(
 
 
 def _read_shards(
-    folder: Path, precision: torch.dtype, dataset: CropDataset, features: np.ndarray, *, verify: bool
+    folder: Path,
+    precision: torch.dtype,
+    dataset: CropDataset,
+    keys: list[str],
+    features: np.ndarray,
+    *,
+    verify: bool,
 ) -> list[int]:
     """Fill in the features that are kept; returns the indices of the photos that have none."""
-    paths = [dataset.root / path for path in dataset.paths]
-    wanted = {file_key(path): index for index, path in enumerate(paths)}
-    missing = set(range(len(paths)))
+    wanted: dict[str, list[int]] = {}  # a photo may be in the data set more than once
+    for index, key in enumerate(keys):
+        wanted.setdefault(key, []).append(index)
+    missing = set(range(len(keys)))
     for shard in _shards(folder, precision):
         try:
             with safe_open(shard, "np") as opened:  # mapped into memory, not read whole
                 vectors, about = opened.get_tensor("features"), opened.metadata()
-            keys, hashes = json.loads(about["keys"]), json.loads(about["hashes"])
-            if zlib.crc32(vectors.tobytes()) != int(about["crc"]) or len(keys) != len(vectors):
+            kept, hashes = json.loads(about["keys"]), json.loads(about["hashes"])
+            if zlib.crc32(vectors.tobytes()) != int(about["crc"]) or len(kept) != len(vectors):
                 raise ValueError("its sum is wrong")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             shard.unlink()  # damaged: its photos are computed anew
             continue
-        for key, sha, vector in zip(keys, hashes, vectors, strict=True):
-            index = wanted.get(key)
-            if index is not None and not (verify and file_hash(paths[index]) != sha):
-                features[index] = vector
-                missing.discard(index)
+        for key, sha, vector in zip(kept, hashes, vectors, strict=True):
+            for index in wanted.get(key, ()):
+                if not verify or file_hash(dataset.root / dataset.paths[index]) == sha:
+                    features[index] = vector
+                    missing.discard(index)
     return sorted(missing)
 
 

@@ -217,3 +217,50 @@ def test_a_loader_of_any_batch_size_gives_the_same_features(model, loaders):
     one = extract_features(model, DataLoader(dataset, 1), precision=torch.float32)
     many = extract_features(model, DataLoader(dataset, 64, shuffle=True), precision=torch.float32)
     assert torch.equal(one.tensors[0], many.tensors[0])
+
+
+def test_a_photo_that_is_there_twice_is_computed_once(model, loaders, tmp_path, monkeypatch):
+    dataset = copy.copy(loaders["train"].dataset)
+    dataset.paths, dataset.targets = dataset.paths * 2, dataset.targets * 2
+    twice = DataLoader(dataset, 8)
+    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    counts = computed(monkeypatch)
+    vectors, _ = extract_features(model, twice, cache=tmp_path).tensors
+    assert counts == []
+    assert torch.equal(vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :])
+
+
+def test_a_photo_replaced_while_it_is_read_is_computed_anew(model, loaders, tmp_path, monkeypatch):
+    dataset = loaders["train"].dataset
+    before_head = features._before_head
+
+    def replaced(*args):
+        Image.new("RGB", (80, 60), "blue").save(dataset.root / dataset.paths[3])
+        return before_head(*args)
+
+    monkeypatch.setattr(features, "_before_head", replaced)
+    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    monkeypatch.setattr(features, "_before_head", before_head)
+    counts = computed(monkeypatch)
+    extract_features(model, loaders["train"], cache=tmp_path)
+    assert counts == [1]
+
+
+def test_the_same_weights_used_in_another_way_share_nothing(model, loaders, tmp_path, monkeypatch):
+    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    other = copy.deepcopy(model)
+    other.bn1.eps = 1.0
+    counts = computed(monkeypatch)
+    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    assert sum(counts) == len(loaders["train"].dataset)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_without_bias_is_fitted_too(model, classes):
+    bare = copy.deepcopy(model)
+    bare.classifier = nn.Linear(1280, classes, bias=False)
+    targets = torch.arange(30) % classes
+    vectors = torch.nn.functional.one_hot(targets, 1280).float()
+    data = torch.utils.data.TensorDataset(vectors, targets)
+    fit_head(bare, {"train": data, "val": data})
+    assert torch.equal(bare.classifier(vectors).argmax(dim=1), targets)

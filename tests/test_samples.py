@@ -5,7 +5,6 @@ import json
 import threading
 import zipfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def test_sample_is_repeatable_drawn_once_and_replaced_only_by_another(sample, tm
     mine.write_text("still here")
     make_sample(again, photos_per_class=5)
     assert mine.exists()  # nothing was drawn again
-    monkeypatch.setattr(samples, "_draw_class", partial(_draw_nothing))
+    monkeypatch.setattr(samples, "_draw_class", _draw_nothing)
     monkeypatch.setattr(samples, "_plant_defects", lambda *args: [])
     make_sample(again, photos_per_class=5, seed=1)
     assert not mine.exists()  # another sample took its place
