@@ -1,10 +1,12 @@
 """The catalog: a DataFrame with one row a photo. Find photos, look for duplicates, split."""
 
+import csv
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import imagehash
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cropkit.photos import BadPhoto, decode_photo
+from cropkit.photos import BadPhoto, decode_photo, read_photo
 from cropkit.progress import progress
 
 SPLITS = ("train", "val", "test")
@@ -24,6 +26,7 @@ PHOTO_SUFFIXES = {*Image.registered_extensions(), ".heic", ".heif", ".jxl", ".dn
 NAMING = ("path", "Img", "filename")  # columns of a metadata table that name a photo
 NEAR = 12  # bits of 64 in which either perceptual hash of near-duplicates may differ
 TABLES, SAMPLE = 96, 20
+FLAT = "0" * 16  # the dhash of a picture without an edge
 CHUNK = 256  # photos that are read ahead
 
 
@@ -38,7 +41,8 @@ def scan(
     Args:
         root: the folder.
         metadata: a table of more facts, UTF-8 or cp950, with a column ``path``, ``Img`` or ``filename``. Joined by
-            file name; its other columns are added as text, except those that the catalog has already.
+            path where it holds paths of this folder, else by file name; its other columns are added as text, except
+            those that the catalog has already.
         workers: threads that decode; as many as the machine has cores unless given.
 
     Returns:
@@ -47,8 +51,8 @@ def scan(
         hashes of the picture and of its edges, 16 hex digits), ``problem`` ("" for a good photo), ``note`` (what is
         odd about a good one) and ``split`` ("" where the layout has none), then the metadata.
         ``attrs["root"]`` is the folder; ``attrs["skipped"]`` a list of (path, reason) of what was passed over;
-        ``attrs["metadata"]`` holds the table's ``file``, ``encoding``, ``rows_without_photo`` (file names) and
-        ``photos_without_row`` (paths).
+        ``attrs["index"]`` holds the ``file`` and ``encoding`` of an index.csv; ``attrs["metadata"]`` those of the
+        other table, with its ``rows_without_photo`` (paths or file names) and ``photos_without_row`` (paths).
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -59,11 +63,11 @@ def scan(
         raise FileNotFoundError(f"{root}: no such folder. Name the folder that holds one folder a class.")
     files, skipped = _list_files(root)
     if (root / "index.csv").is_file():
-        rows = _read_index(root / "index.csv")
+        rows, encoding = _read_index(root / "index.csv")
         listed = {row["path"] for row in rows}
         skipped += [(path, "not in index.csv") for path in files if path not in listed]
     else:
-        rows = _label_by_folder(root, files)
+        rows, encoding = _label_by_folder(root, files), ""
     if not rows:
         raise ValueError(f"{root}: holds no photos. Expected {root}/<class>/<photo>, or an index.csv of path,label.")
     rows.sort(key=lambda row: row["path"])
@@ -73,6 +77,8 @@ def scan(
     unplaced = (catalog["label"] == "") & (catalog["problem"] == "")
     catalog.loc[unplaced, "problem"] = "lies in no class folder"
     catalog.attrs = {"root": str(root), "skipped": skipped}
+    if encoding:
+        catalog.attrs["index"] = {"file": str(root / "index.csv"), "encoding": encoding}
     return catalog if table is None else _join(catalog, table)
 
 
@@ -82,7 +88,7 @@ def _inspect_all(root: Path, rows: list[dict[str, str]], workers: int | None) ->
     try:
         for start in range(0, len(rows), CHUNK):  # few at a time, so that nothing piles up
             chunk = rows[start : start + CHUNK]
-            for facts, row in zip(pool.map(lambda row: _inspect(root / row["path"]), chunk), chunk, strict=True):
+            for facts, row in zip(pool.map(lambda row: _inspect(root, row["path"]), chunk), chunk, strict=True):
                 yield facts | row
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C nothing goes on in the background
@@ -109,8 +115,6 @@ def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             path = (here / name).relative_to(root).as_posix()
             if name.startswith(".") or name == "Thumbs.db":
                 skipped.append((path, "hidden file"))
-            elif (here / name).is_symlink() and not _leads_inside(here / name, root):
-                skipped.append((path, "symbolic link out of the folder or in a circle, not followed"))
             elif Path(name).suffix.lower() not in PHOTO_SUFFIXES:
                 skipped.append((path, f"not a photo ({Path(name).suffix})"))
             elif here != root or Path(name).suffix:  # LICENSE and the like at the top
@@ -146,64 +150,88 @@ def _label_by_folder(root: Path, files: list[str]) -> list[dict[str, str]]:
 
 
 def _read_table(file: Path) -> tuple[pd.DataFrame, str]:
-    """A CSV table and its encoding. Everything stays text, since a class may be called "NA" or "007"."""
+    """A CSV table, its rows by their line in the file, and its encoding.
+
+    Everything stays text, since a class may be called "NA" or "007".
+    """
+    data = file.read_bytes()
     for encoding in ("utf-8-sig", "cp950"):
         try:
-            # Without index_col=False a row with a field too many would shift all of the columns.
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding=encoding, index_col=False)
+            text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise ValueError(f"{file}: is no CSV table ({error}).") from error
-        return table, encoding.removesuffix("-sig")
-    raise ValueError(f"{file}: is neither UTF-8 nor cp950. Save it as UTF-8.")
+        break
+    else:
+        raise ValueError(f"{file}: is neither UTF-8 nor cp950. Save it as UTF-8.")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: dict[int, list[str]] = {}
+    try:
+        header = next((row for row in lines if row), [])
+        for row in lines:
+            if any(row[len(header) :]):  # a comma at the end is harmless
+                raise csv.Error(f"{len(row)} fields, but the header has {len(header)}")
+            if row:
+                rows[lines.line_num] = [*row, *[""] * len(header)][: len(header)]
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {lines.line_num}: is no row of a CSV table ({error}).") from error
+    if not header or len(set(header)) < len(header):
+        raise ValueError(f"{file}: its first line must name the columns, each once; it is {header}.")
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=str)
+    return table, encoding.removesuffix("-sig")
 
 
-def _check_paths(file: Path, paths: pd.Series) -> None:
-    for number, path in enumerate(paths, start=2):  # line 1 is the header
-        for kind in (Path(path), PureWindowsPath(path)):
+def _plain_paths(file: Path, paths: pd.Series) -> pd.Series:
+    """The paths without "./" and the like; refuses those that lead out of the folder or come twice."""
+    for line, path in paths.items():
+        for kind in (PurePosixPath(path), PureWindowsPath(path)):
             if kind.is_absolute() or kind.drive or ".." in kind.parts:
-                raise ValueError(f"{file}, line {number}: path {path!r} leads out of the folder. Use a relative path.")
+                raise ValueError(f"{file}, line {line}: path {path!r} leads out of the folder. Use a relative path.")
+    paths = paths.map(lambda path: PurePosixPath(path).as_posix())
     twice = paths[paths.duplicated()]
     if len(twice):
-        raise ValueError(f"{file}, line {twice.index[0] + 2}: {twice.iloc[0]!r} is listed twice.")
+        raise ValueError(f"{file}, line {twice.index[0]}: {twice.iloc[0]!r} is listed twice.")
+    return paths
 
 
-def _read_index(index: Path) -> list[dict[str, str]]:
-    table, _ = _read_table(index)
+def _read_index(index: Path) -> tuple[list[dict[str, str]], str]:
+    """Path, label and split of each row, and the table's encoding."""
+    table, encoding = _read_table(index)
     missing = {"path", "label"} - set(table.columns)
     if missing:
         raise ValueError(f"{index}: has no column {sorted(missing)}; it has {list(table.columns)}.")
     table["split"] = table.get("split", pd.Series("", index=table.index))
-    _check_paths(index, table["path"])
-    for number, row in enumerate(table.itertuples(), start=2):
+    table["path"] = _plain_paths(index, table["path"])
+    for row in table.itertuples():
+        number = row.Index
         if row.split not in ("", *SPLITS):
             raise ValueError(f"{index}, line {number}: split {row.split!r} is none of {', '.join(SPLITS)}.")
         if row.split == "" and (table["split"] != "").any():
             raise ValueError(f"{index}, line {number}: {row.path!r} has no split, but others have one.")
         if not row.label:
             raise ValueError(f"{index}, line {number}: {row.path!r} has no label.")
-    return [{"path": str(r.path), "label": str(r.label), "split": str(r.split)} for r in table.itertuples()]
+    return table[["path", "label", "split"]].to_dict("records"), encoding
 
 
 def _read_metadata(file: Path) -> tuple[Path, pd.DataFrame, str]:
-    """The table with its photos' file names as index, and its encoding."""
+    """The table with its photos' paths as index, and its encoding."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such table of metadata.")
     table, encoding = _read_table(file)
     naming = next((column for column in NAMING if column in table), None)
     if naming is None:
         raise ValueError(f"{file}: names no photos; one of its columns must be called {' or '.join(NAMING)}.")
-    _check_paths(file, table[naming])
-    table.index = table.pop(naming).map(lambda path: Path(path).name)
-    if not table.index.is_unique:
-        raise ValueError(f"{file}: the file name {table.index[table.index.duplicated()][0]!r} stands in two rows.")
+    table.index = pd.Index(_plain_paths(file, table.pop(naming)))
     return file, table.drop(columns=[column for column in table if column in COLUMNS]), encoding
 
 
 def _join(catalog: pd.DataFrame, metadata: tuple[Path, pd.DataFrame, str]) -> pd.DataFrame:
     file, table, encoding = metadata
-    names = catalog["path"].map(lambda path: Path(path).name)
+    names = catalog["path"]
+    if not table.index.isin(names).any():  # not this folder's paths, so that only the file names can agree
+        names = names.map(lambda path: PurePosixPath(path).name)
+        table.index = table.index.map(lambda path: PurePosixPath(path).name)
+        if not table.index.is_unique:
+            raise ValueError(f"{file}: the file name {table.index[table.index.duplicated()][0]!r} stands in two rows.")
     joined = catalog.join(table.reindex(names).fillna("").set_index(catalog.index))
     joined.attrs = catalog.attrs | {
         "metadata": {
@@ -216,18 +244,16 @@ def _join(catalog: pd.DataFrame, metadata: tuple[Path, pd.DataFrame, str]) -> pd
     return joined
 
 
-def _inspect(path: Path) -> dict[str, object]:
+def _inspect(root: Path, name: str) -> dict[str, object]:
     """Everything the catalog holds about one file; the file is read once."""
     facts: dict[str, object] = dict.fromkeys(COLUMNS, "") | {"width": 0, "height": 0, "bytes": 0}
+    path = root / name
+    if not _leads_inside(path, root):
+        return facts | {"problem": "symbolic link out of the folder or in a circle, not followed"}
     try:
-        if path.exists() and not path.is_file():
-            return facts | {"problem": "is no regular file"}
-        data = path.read_bytes()
-    except (OSError, ValueError, MemoryError) as error:  # a name may hold what no file system takes
-        return facts | {"problem": f"cannot be read ({getattr(error, 'strerror', None) or error})"}
-    facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        # A reduced decode costs a fraction of a full one and still meets every truncation.
+        data = read_photo(path)
+        facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        # A reduced decode costs a fraction of a full one, and breaks off where a full one would.
         photo = decode_photo(data, path, min_side=64)
     except BadPhoto as bad:
         return facts | {"problem": bad.reason}
@@ -297,14 +323,16 @@ def find_duplicates(catalog: pd.DataFrame) -> pd.DataFrame:
 def _duplicate_groups(photos: pd.DataFrame) -> np.ndarray:
     """A group number for each photo, shape (N,); photos that show the same picture share it."""
     hashes = photos["phash"] + photos.get("dhash", "")
+    # All photos without a single edge have one hash (black ones, say): only their bytes can tell.
+    seen = np.flatnonzero(photos.get("dhash", hashes) != FLAT)
     sha, of_sha = pd.factorize(photos["sha256"])[0], len(photos)
-    look, distinct = pd.factorize(hashes)
+    look, distinct = pd.factorize(hashes.iloc[seen])
     if not len(photos):
         return np.empty(0, int)
     of_look = of_sha + sha.max(initial=-1) + 1
     nodes = np.arange(len(photos))
     # A graph of photos, of their bytes and of their looks: whatever is connected is one picture.
-    links = [(nodes, of_sha + sha), (nodes, of_look + look), tuple(of_look + near for near in _near_pairs(distinct))]
+    links = [(nodes, of_sha + sha), (seen, of_look + look), tuple(of_look + near for near in _near_pairs(distinct))]
     rows, columns = (np.concatenate(ends) for ends in zip(*links, strict=True))
     size = of_look + len(distinct)
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
@@ -388,9 +416,11 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
             continue  # went with its group
         label = catalog.at[row, "label"]
         lacking = wanted[label] - given[label]
-        # A class's first photo goes to train, whatever the shares.
-        part = int(np.argmax(lacking)) if given[label][0] else 0
-        for member in members[groups[row]]:
+        group = members[groups[row]]
+        # A class's first photo goes to train, whatever the shares, and its group with it.
+        first = any(given[name][0] == 0 for name in catalog.loc[group, "label"])
+        part = 0 if first else int(np.argmax(lacking))
+        for member in group:
             catalog.at[member, "split"] = SPLITS[part]
             given[catalog.at[member, "label"]][part] += 1
     return catalog

@@ -2,6 +2,7 @@
 
 import io
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from PIL import Image, ImageCms, ImageOps
 # Named, since Pillow otherwise also tries EPS, which starts Ghostscript. MPO arrives through "JPEG".
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "AVIF", "JPEG2000")
 MAX_PIXELS = 50_000_000  # decoded in at most 1 GB, whatever the mode
+MAX_BYTES = 400_000_000  # more than `MAX_PIXELS` fill in any mode
+MAX_PARTS = 100_000  # segments and chunks that are walked through, far more than any camera writes
+MAX_SCANS = 100  # passes over a progressive JPEG; encoders make up to 64
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # What people take for photos, by its first bytes; only for the error.
 OTHERS = {
@@ -28,8 +32,15 @@ OTHERS = {
     "a Git LFS pointer": rb"version https://git-lfs",
     "an SVG drawing": rb"\s*(<\?xml[^>]*>\s*)?<svg",
     "a web page": rb"(?i)\s*<(!doctype )?html",
+    "a camera's raw file (develop it to JPEG)": rb"II\*\x00.{4}CR|II(U\x00|RO|RS)|FUJIFILMCCD-RAW",
+    "a TIFF of an unusual kind (save it with 8 or 16 bits a channel)": rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+",
+    "a damaged JPEG": rb"\xff\xd8",
+    "a damaged PNG": rb"\x89PNG",
 }
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# Text in a PNG that may say how the photo lies.
+PNG_TEXT, ORIENTED = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,11 +84,22 @@ def open_photo(path: str | PathLike[str], *, min_side: int | None = None) -> Ima
     Raises:
         BadPhoto: if the file is missing, no photo, damaged, or larger than `MAX_PIXELS`.
     """
+    return decode_photo(read_photo(path), path, min_side=min_side)
+
+
+def read_photo(path: str | PathLike[str]) -> bytes:
+    """The bytes of a file that may be a photo; raises `BadPhoto` where it cannot be one."""
     try:
-        data = Path(path).read_bytes()
+        facts = Path(path).stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+            raise BadPhoto(path, "is no regular file")
+        if facts.st_size > MAX_BYTES:
+            raise BadPhoto(path, f"has {facts.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return Path(path).read_bytes()
+    except BadPhoto:
+        raise
     except (OSError, ValueError, MemoryError) as error:  # a name may hold what no file system takes
         raise BadPhoto(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    return decode_photo(data, path, min_side=min_side)
 
 
 def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None = None) -> Image.Image:
@@ -89,6 +111,8 @@ def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None
             photo_format, mode, (width, height) = image.format, image.mode, image.size
             if width * height > MAX_PIXELS:
                 raise BadPhoto(path, f"declares {width} x {height} pixels, more than {MAX_PIXELS:,}")
+            if image.format == "TIFF":
+                _check_tiff(image, path)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             before = _orientation(image)
@@ -125,7 +149,7 @@ def _what_else(data: bytes) -> str:
 def _without_metadata(data: bytes) -> bytes:
     """A PNG or JPEG without the parts that only describe it, since Pillow gives up on a damaged one.
 
-    What the pixels need stays, and so does EXIF, for the orientation. Other files stay as they are.
+    What the pixels need stays, and so do EXIF and XMP, for the orientation. Other files stay as they are.
     """
     if data.startswith(PNG):
         return _pixels_of_png(data)
@@ -134,32 +158,54 @@ def _without_metadata(data: bytes) -> bytes:
 
 def _pixels_of_png(data: bytes) -> bytes:
     kept, place = [PNG], len(PNG)
-    while place + 12 <= len(data):
+    for _ in range(MAX_PARTS):
+        if place + 12 > len(data):
+            break
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         chunk = data[place : place + 12 + length]
         sound = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
-        if kind in PNG_PIXELS or (kind == b"eXIf" and sound):
+        lies = kind == b"eXIf" or (kind in PNG_TEXT and chunk[8:].startswith(ORIENTED))
+        if kind in PNG_PIXELS or (lies and sound):
             kept.append(chunk)
         place += len(chunk)
+    else:
+        raise ValueError(f"more than {MAX_PARTS:,} chunks")
     return b"".join([*kept, data[place:]])
 
 
 def _pixels_of_jpeg(data: bytes) -> bytes:
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
     kept, place = [data[:2]], 2
-    while place + 4 <= len(data):
+    for _ in range(MAX_PARTS):
+        if place + 4 > len(data):
+            break
         mark, kind, length = struct.unpack(">BBH", data[place : place + 4])
         if mark != 0xFF or kind in (0xDA, 0xFF) or length < 2:  # the scan begins, or this is no plain segment
             break
         segment = data[place : place + 2 + length]
         describes = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        exif = kind == 0xE1 and segment[4:10] == b"Exif\0\0"
+        lies = kind == 0xE1 and segment[4:].startswith((b"Exif\0\0", XMP))
         colours = (kind == 0xEE and segment[4:9] == b"Adobe" and length >= 14) or (
             kind == 0xE0 and segment[4:8] == b"JFIF" and length >= 16
         )
-        if not describes or exif or colours:
+        if not describes or lies or colours:
             kept.append(segment)
         place += len(segment)
+    else:
+        raise ValueError(f"more than {MAX_PARTS:,} segments")
     return b"".join([*kept, data[place:]])
+
+
+def _check_tiff(image: Image.Image, path: str | PathLike[str]) -> None:
+    """Refuse a TIFF whose tiles are larger than any photo, and a raw file, of which Pillow shows a thumbnail."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    small = bool(tags.get(254, 0) & 1)  # NewSubfileType: a reduced image
+    if 50706 in tags or (small and 330 in tags):  # DNGVersion; SubIFDs, where the full image lies
+        raise BadPhoto(path, "is a camera's raw file (develop it to JPEG), which cannot be decoded here")
+    across, down = tags.get(322, 0), tags.get(323, 0)
+    if across * down > MAX_PIXELS:
+        raise BadPhoto(path, f"declares tiles of {across} x {down} pixels, more than {MAX_PIXELS:,}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -172,6 +218,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey_of_integers(image).convert("RGB")
     if image.mode in TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -182,9 +230,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return to_rgb.apply(image)
     if image.mode == "F":
         return _to_8_bit(np.array(image)).convert("RGB")
-    if image.mode.startswith("I"):
-        return _to_8_bit(np.array(image), _largest_integer(image)).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_of_integers(image: Image.Image) -> Image.Image:
+    values = np.array(image)
+    grey = _to_8_bit(values, _largest_integer(image))
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]  # white is zero
+        grey = ImageOps.invert(grey)
+    if "transparency" in image.info:  # one value, in the file's own scale
+        grey.paste(255, mask=Image.fromarray(values == image.info["transparency"]))
+    return grey
 
 
 def _largest_integer(image: Image.Image) -> int:

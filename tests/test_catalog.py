@@ -76,7 +76,10 @@ def test_metadata_is_joined_by_file_name_in_either_encoding(make_photos, tmp_pat
         (b"Img,town\n0.jpg,x\nC:\\0.jpg,x\n", "line 3.*leads out"),
         (b"Img,town\na/0.jpg,x\nb/0.jpg,x\n", "'0.jpg' stands in two rows"),
         (b"Img,town\n0.jpg,\xff\xff\n", "neither UTF-8 nor cp950"),
-        (b"", "no CSV table"),
+        (b"", "must name the columns"),
+        (b"Img,Img\n0.jpg,x\n", "must name the columns, each once"),
+        (b'Img,town\n0.jpg,"x\ny"\n\n1.jpg,x,5\n', "line 5.*3 fields, but the header has 2"),
+        (b'Img,town\n0.jpg,"x', "line 2.*no row"),
     ],
 )
 def test_malformed_metadata_is_refused(make_photos, tmp_path, table, said):
@@ -88,11 +91,11 @@ def test_malformed_metadata_is_refused(make_photos, tmp_path, table, said):
 def test_an_interrupted_scan_leaves_no_thread_and_the_next_one_works(make_photos, monkeypatch):
     root = make_photos({"apple": 30, "pear": 30})
 
-    def interrupted(path):
-        if path.name == "7.jpg":
+    def interrupted(root, name):
+        if name.endswith("/7.jpg"):
             raise KeyboardInterrupt
         time.sleep(0.02)
-        return inspect(path)
+        return inspect(root, name)
 
     inspect = catalog_module._inspect
     monkeypatch.setattr(catalog_module, "_inspect", interrupted)
@@ -136,6 +139,9 @@ def test_scan_reads_an_index_and_keeps_labels_as_text(make_photos):
         ("path,label\na/0.jpg,x\n/etc/passwd,x\n", "line 3.*leads out"),
         ("path,label,split\na/0.jpg,x,holdout\n", "line 2.*holdout"),
         ("path,label\na/0.jpg,\n", "line 2.*no label"),
+        ("path,label\n\na/0.jpg\n", "line 3.*no label"),
+        ("path,label\na/0.jpg,x\n./a//0.jpg,y\n", "line 3.*twice"),
+        ("path,label\na/0.jpg,x,train\n", "line 2.*3 fields"),
         ("path,label\na/0.jpg,x\na/0.jpg,y\n", "line 3.*twice"),
         ("path,label\nC:\\secret.jpg,x\n", "line 2.*leads out"),
         ("path,label,split\na/0.jpg,x,train\na/1.jpg,x,\n", "line 3.*no split"),
@@ -249,6 +255,14 @@ def test_fractions_that_are_no_shares_are_refused(make_photos, fractions):
         split(scan(make_photos({"apple": 3, "pear": 3})), fractions=fractions)
 
 
+def test_a_class_whose_only_photo_is_a_copy_of_another_class_has_it_in_train(make_photos):
+    root = make_photos({"apple": 5, "pear": 1})
+    (root / "apple" / "0.jpg").replace(root / "pear" / "0.jpg")
+    shutil.copy(root / "pear" / "0.jpg", root / "apple" / "0.jpg")
+    for seed in range(10):
+        check_split(split(scan(root), seed=seed))
+
+
 def test_class_without_training_photos_is_named(make_photos):
     root = make_photos({"train/apple": 2, "train/pear": 2, "test/plum": 3})
     with pytest.raises(ValueError, match=r"'plum' has no training photos \(3 in test\)"):
@@ -274,9 +288,41 @@ def test_links_in_a_circle_and_odd_files_are_reported(make_photos):
     (root / "apple" / "circle.jpg").symlink_to(root / "apple" / "circle.jpg")
     os.mkfifo(root / "apple" / "pipe.jpg")
     catalog = scan(root)
-    assert any(path == "apple/circle.jpg" and "circle" in why for path, why in catalog.attrs["skipped"])
-    assert catalog.set_index("path").loc["apple/pipe.jpg", "problem"] == "is no regular file"
+    problems = catalog.set_index("path")["problem"]
+    assert "circle" in problems["apple/circle.jpg"]
+    assert problems["apple/pipe.jpg"] == "is no regular file"
     assert len(good_photos(catalog)) == 3
+
+
+def test_links_out_of_the_folder_are_not_followed(make_photos, tmp_path):
+    root, secret = make_photos({"apple": 1}), make_photos({"apple": 1}, tmp_path / "elsewhere")
+    (root / "apple" / "link.jpg").symlink_to(secret / "apple" / "0.jpg")
+    (root / "pear").symlink_to(secret / "apple")
+    (root / "index.csv").write_text("path,label\napple/0.jpg,apple\napple/link.jpg,apple\npear/0.jpg,pear\n")
+    problems = scan(root).set_index("path")["problem"]
+    assert problems["apple/0.jpg"] == ""
+    assert all("not followed" in problems[name] for name in ("apple/link.jpg", "pear/0.jpg"))
+
+
+def test_metadata_with_paths_is_joined_by_path(make_photos, tmp_path):
+    (tmp_path / "tags.csv").write_text("path,town\napple/0.jpg,x\npear/0.jpg,y\n")
+    catalog = scan(make_photos({"apple": 1, "pear": 1}), metadata=tmp_path / "tags.csv")
+    assert catalog["town"].tolist() == ["x", "y"]
+
+
+def test_the_encoding_of_an_index_is_said(make_photos):
+    root = make_photos({"a": 1})
+    (root / "index.csv").write_bytes("path,label\na/0.jpg,鳳梨\n".encode("cp950"))
+    catalog = scan(root)
+    assert catalog["label"].tolist() == ["鳳梨"]
+    assert catalog.attrs["index"] == {"file": str(root / "index.csv"), "encoding": "cp950"}
+
+
+def test_flat_photos_are_duplicates_only_if_their_bytes_are_equal(make_photos):
+    root = make_photos({"apple": 1})
+    for name, colour in (("black", 0), ("grey", 128), ("copy", 128)):
+        Image.new("RGB", (80, 60), (colour,) * 3).save(root / "apple" / f"{name}.png")
+    assert find_duplicates(scan(root))["path"].tolist() == ["apple/copy.png", "apple/grey.png"]
 
 
 def test_val_and_test_without_train_are_not_classes(make_photos):

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -115,13 +116,15 @@ def test_a_transparent_colour_of_a_palette_lies_over_white(tmp_path):
     assert open_photo(tmp_path / "photo.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def tiff(pixels, sample_format, order="<"):
+def tiff(pixels, sample_format, order="<", photometric=1, tile=0, dng=False, thumbnail=False):
     """A TIFF file by hand, since Pillow writes few kinds of numbers; sample_format 1 unsigned, 2 signed, 3 float."""
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     height, width = pixels.shape
     bits = 8 * pixels.dtype.itemsize
-    short = {258: bits, 259: 1, 262: 1, 277: 1, 339: sample_format}
+    short = {258: bits, 259: 1, 262: photometric, 277: 1, 339: sample_format}
     long = {256: width, 257: height, 273: 8, 278: height, 279: len(data)}
+    long |= ({322: tile, 323: tile} if tile else {}) | ({50706: 1} if dng else {})
+    long |= {254: 1, 330: 8} if thumbnail else {}
     entries = b""
     for tag, value in sorted((short | long).items()):
         kind, packed = (
@@ -208,6 +211,54 @@ def test_damaged_metadata_round_sound_pixels_are_ignored(tmp_path, name):
     assert np.abs(np.asarray(photo, int) - np.asarray(two_halves(), int)).mean() < 12
 
 
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+RAW_EXIF = (
+    b"\nexif\n      34\n" + b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".hex().encode()
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg_with(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
+        png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        png_with(b"tEXt", b"Raw profile type exif\0" + RAW_EXIF),
+        png_with(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_EXIF)),
+    ],
+    ids=["jpeg xmp", "png xmp", "png raw profile", "png packed raw profile"],
+)
+def test_orientation_is_read_from_xmp_and_raw_profiles(tmp_path, content):
+    (tmp_path / "photo").write_bytes(content)
+    assert open_photo(tmp_path / "photo").size == (32, 64)
+
+
+def test_a_transparent_value_of_16_bits_lies_over_white(tmp_path):
+    grey = np.array([[0, 1000, 20000, 65535]], np.uint16)
+    whole = io.BytesIO()
+    Image.fromarray(grey).save(whole, "PNG")
+    chunk = struct.pack(">I", 2) + b"tRNS" + struct.pack(">H", 1000)
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    (tmp_path / "photo.png").write_bytes(whole.getvalue()[:33] + chunk + whole.getvalue()[33:])
+    assert np.asarray(open_photo(tmp_path / "photo.png"))[0, :, 0].tolist() == [0, 255, 78, 255]
+
+
+def test_16_bits_whose_zero_is_white_are_inverted(tmp_path):
+    content = tiff(np.array([[0, 65535]], np.uint16), 1, photometric=0)
+    (tmp_path / "photo.tif").write_bytes(content)
+    assert np.asarray(open_photo(tmp_path / "photo.tif"))[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_raw_files_are_not_taken_for_their_thumbnails(tmp_path):
+    def raw(**tags):
+        return tiff(np.zeros((2, 2), np.uint16), 1, **tags)
+
+    for content in (raw(dng=True), raw(thumbnail=True), b"II*\0\x10\0\0\0CR\x02\0"):
+        (tmp_path / "photo.dng").write_bytes(content)
+        with pytest.raises(BadPhoto, match="is a camera's raw file"):
+            open_photo(tmp_path / "photo.dng")
+
+
 def test_min_side_decodes_smaller_but_large_enough_and_tells_the_full_size(tmp_path):
     Image.new("RGB", (1600, 1200), "green").save(tmp_path / "photo.jpg")
     photo = open_photo(tmp_path / "photo.jpg", min_side=256)
@@ -227,6 +278,9 @@ NO_PHOTOS = {
     "web page": b"<!DOCTYPE html><html>404 Not Found</html>",
     "SVG": b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>",
     "text": b"ripe",
+    "TIFF of an unusual kind": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
+    "damaged JPEG": b"\xff\xd8\xff\xe0",
+    "damaged PNG": b"\x89PNG\r\n\x1a\n",
     "no format": bytes(range(128, 200)),
     "empty": b"",
 }
@@ -272,6 +326,34 @@ def test_bomb_is_refused_before_its_pixels_are_decoded(tmp_path, side):
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(BadPhoto, match="50,000,000"):
         open_photo(tmp_path / "bomb.png")
+
+
+def test_what_would_take_too_long_or_too_much_memory_is_refused(tmp_path):
+    whole = io.BytesIO()
+    two_halves().save(whole, "JPEG", progressive=True)
+    jpeg = whole.getvalue()
+    scans = jpeg[jpeg.index(b"\xff\xda") : -2]
+    comment, chunk = b"\xff\xfe\0\2", struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt"))
+    png = png_with(b"tEXt", b"")
+    bad = {
+        "100 scans": jpeg[:-2] + scans * 20 + jpeg[-2:],
+        "100,000 segments": jpeg[:2] + comment * 200_000 + jpeg[2:],
+        "100,000 chunks": png[:33] + chunk * 200_000 + png[33:],
+        "tiles of 9000 x 9000": tiff(np.zeros((2, 2), np.uint16), 1, tile=9000),
+    }
+    for why, content in bad.items():
+        (tmp_path / "photo").write_bytes(content)
+        with pytest.raises(BadPhoto, match=why):
+            open_photo(tmp_path / "photo")
+
+
+def test_pipes_and_huge_files_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(10**12)
+    for name, why in (("pipe.jpg", "no regular file"), ("sparse.jpg", "1,000,000,000,000 bytes"), (".", "no regular")):
+        with pytest.raises(BadPhoto, match=why):
+            open_photo(tmp_path / name)
 
 
 def test_bad_photo_survives_the_way_from_a_loader_worker(tmp_path):

@@ -3,6 +3,10 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -14,6 +18,29 @@ from cropkit import course, create_model
 
 NOTEBOOKS = sorted((course.FOLDER / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 pytestmark = pytest.mark.slow
+
+SCAN = """
+import sys
+import time
+from cropkit import scan
+sys.stderr.write("begun")
+print(len(scan(sys.argv[1])), flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_scan_of_10_000_photos_and_the_next_one_works(make_photos):
+    root = make_photos({f"{number:02}": 500 for number in range(20)})
+    command = [sys.executable, "-c", SCAN, str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        process.stderr.read(5)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=10)
+        with pytest.raises(ProcessLookupError):  # nothing of its session is left
+            os.killpg(process.pid, 0)
+    assert out == b"" and b"KeyboardInterrupt" in error
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"10000\n"
+
 
 # Each breakage: what replaces the function, and a notebook that teaches what it does.
 BREAKAGES = {
