@@ -1,0 +1,39 @@
+"""How much does the result of fine-tuning depend on chance?
+
+    python benchmarks/seeds.py <folder of photos>
+
+`fine_tune` with its default recipe, 6 epochs, from three seeds.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from machine import machine
+
+import cropkit
+from cropkit import course
+
+EPOCHS, SEEDS = 6, (0, 1, 2)
+
+
+def main(root: str) -> None:
+    print(machine())
+    catalog = cropkit.good_photos(cropkit.scan(root))
+    scores = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = cropkit.create_model(course.ARCH, num_classes=len(cropkit.class_names(catalog)))
+        loaders = cropkit.make_loaders(catalog, model, seed=seed, num_workers=1)
+        start = time.perf_counter()
+        history = cropkit.fine_tune(model, loaders, epochs=EPOCHS)
+        took = time.perf_counter() - start
+        scores.append(cropkit.evaluate(model, loaders["test"])[1])
+        print(f"seed {seed}: test {scores[-1]:.3f}, best val {history['val_accuracy'].max():.3f}, {took:.0f} s "
+              f"in {history.attrs['precision']}", flush=True)  # fmt: skip
+    print(f"test, mean of {len(SEEDS)}: {statistics.mean(scores):.3f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
