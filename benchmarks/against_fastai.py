@@ -70,7 +70,7 @@ def ours(root: str) -> tuple[float, float]:
     torch.manual_seed(0)
     catalog = cropkit.scan(root)
     model = cropkit.create_model(course.ARCH, num_classes=len(cropkit.class_names(catalog)))
-    loaders = cropkit.make_loaders(catalog, model, num_workers=2)
+    loaders = cropkit.make_loaders(catalog, model)
     start = time.perf_counter()
     cropkit.fine_tune(model, loaders, epochs=EPOCHS)
     return time.perf_counter() - start, cropkit.evaluate(model, loaders["test"])[1]

@@ -70,7 +70,7 @@ def extraction(catalog: pd.DataFrame, arch: str) -> None:
 def fine_tuning(catalog: pd.DataFrame, arch: str) -> None:
     num_classes = len(cropkit.class_names(catalog))
     model = cropkit.create_model(arch, num_classes=num_classes, weights="imagenet" if arch == course.ARCH else None)
-    loader = cropkit.make_loaders(catalog, model, num_workers=1, cache=course.CACHE)["train"]
+    loader = cropkit.make_loaders(catalog, model, cache=course.CACHE)["train"]
     cropkit.freeze_batchnorm(model)
     optimizer, criterion = optim.AdamW(model.parameters(), lr=1e-5), nn.CrossEntropyLoss()
     photos, targets = next(iter(loader))

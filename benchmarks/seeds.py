@@ -25,7 +25,7 @@ def main(root: str) -> None:
     for seed in SEEDS:
         torch.manual_seed(seed)
         model = cropkit.create_model(course.ARCH, num_classes=len(cropkit.class_names(catalog)))
-        loaders = cropkit.make_loaders(catalog, model, seed=seed, num_workers=1)
+        loaders = cropkit.make_loaders(catalog, model, seed=seed)
         start = time.perf_counter()
         history = cropkit.fine_tune(model, loaders, epochs=EPOCHS)
         took = time.perf_counter() - start

@@ -76,7 +76,7 @@ def ours(method: str, root: str, arch: str, goal: float) -> tuple[float, float, 
     torch.manual_seed(0)
     catalog = cropkit.good_photos(cropkit.scan(root))
     model = cropkit.create_model(arch, num_classes=len(cropkit.class_names(catalog)))
-    loaders = cropkit.make_loaders(catalog, model, num_workers=1)
+    loaders = cropkit.make_loaders(catalog, model)
     start = time.perf_counter()
     if method == "extraction":
         cropkit.freeze_backbone(model)

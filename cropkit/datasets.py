@@ -1,14 +1,18 @@
 """From the catalog to batches of tensors."""
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms import v2
 
 from cropkit.cache import open_shrunk
@@ -19,6 +23,70 @@ from cropkit.photos import open_photo
 Transform = Callable[[Image.Image], Tensor]
 # RandomResizedCrop takes at least this share of the photo's area. The usual 0.08 often cuts the crop away.
 SMALLEST_CUT = 0.35
+_drawing = threading.Lock()  # torch's random numbers are the same for all threads
+
+
+def photo_threads() -> ThreadPoolExecutor:
+    """Threads that read photos, one a core."""
+    # Threads of one: two of them that each use all cores for a photo's arithmetic would only disturb each other.
+    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def _drawn_from(*seeds: int) -> Iterator[None]:
+    """Draw random numbers that depend on the seeds alone, and leave the training's own as they are."""
+    if not seeds:
+        yield
+        return
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_mix(*seeds))
+        yield
+
+
+def _mix(*seeds: int) -> int:
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+class Augment:
+    """For training: a random cut of the photo, mirrored half of the time.
+
+    Args:
+        cut: how the photo is cut and resized.
+        to_tensor: what follows.
+    """
+
+    def __init__(self, cut: v2.RandomResizedCrop, to_tensor: Transform) -> None:
+        self.cut, self.to_tensor = cut, to_tensor
+
+    def __call__(self, photo: Image.Image, *seeds: int) -> Tensor:
+        """The tensor of a photo; with seeds, always the same one for the same seeds."""
+        with _drawn_from(*seeds):
+            where = self.cut.make_params([photo])
+            mirrored = torch.rand(()).item() < 0.5
+        photo = self.cut.transform(photo, where)
+        return self.to_tensor(v2.functional.horizontal_flip(photo) if mirrored else photo)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The order of training: (epoch, index) of every photo once, by seed and epoch alone.
+
+    Iterating again gives the next epoch. Set ``epoch`` (from 1) and ``skip`` (photos of it that are done) to begin
+    elsewhere.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch, self.skip = count, seed, 1, 0
+
+    def order(self, epoch: int) -> list[int]:
+        return torch.randperm(self.count, generator=torch.Generator().manual_seed(_mix(self.seed, epoch))).tolist()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, skip = self.epoch, self.skip
+        self.epoch, self.skip = epoch + 1, 0
+        return iter([(epoch, index) for index in self.order(epoch)[skip:]])
+
+    def __len__(self) -> int:
+        return self.count - self.skip
 
 
 class CropDataset(Dataset[tuple[Tensor, int]]):
@@ -31,6 +99,8 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         min_side: passed on to `open_photo`.
         cache: a folder for small copies of large photos, of the short side `min_side` (see `open_shrunk`).
         verify: compare a copy with its photo's bytes, not only with size and time of change.
+        seed: with the epoch and the index that `EpochSampler` hands out, it decides how a photo is varied, so that
+            the number of processes and threads does not matter.
 
     Raises:
         ValueError: if a row's label is not in `class_names`; names the label and the photo.
@@ -45,6 +115,7 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         min_side: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         verify: bool = False,
+        seed: int = 0,
     ) -> None:
         if "root" not in catalog.attrs:
             raise ValueError(
@@ -56,7 +127,7 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         self.class_names = list(class_names)
         self.transform = transform
         self.min_side = min_side
-        self.cache, self.verify = cache, verify
+        self.cache, self.verify, self.seed = cache, verify, seed
         index = {name: number for number, name in enumerate(self.class_names)}
         for path, label in zip(catalog["path"], catalog["label"], strict=True):
             if label not in index:
@@ -69,13 +140,24 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int]:
+        """The photo of an index, or of an epoch and an index."""
+        epoch, index = place if isinstance(place, tuple) else (None, place)
         path = self.root / self.paths[index]
         if self.cache is not None and self.min_side is not None:
             photo = open_shrunk(path, self.min_side, self.cache, verify=self.verify)
         else:
             photo = open_photo(path, min_side=self.min_side)
+        if epoch is not None and isinstance(self.transform, Augment):
+            return self.transform(photo, self.seed, epoch, index), self.targets[index]
         return self.transform(photo), self.targets[index]
+
+    def __getitems__(self, places: Sequence[int | tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        """A batch: read by threads, unless this is one of several processes that read."""
+        if get_worker_info() is not None or len(places) == 1:
+            return [self[place] for place in places]
+        with photo_threads() as pool:
+            return list(pool.map(self.__getitem__, places))
 
 
 def transforms_for(model: nn.Module, *, augment: bool = False) -> Transform:
@@ -95,20 +177,15 @@ def transforms_for(model: nn.Module, *, augment: bool = False) -> Transform:
     """
     expects = preprocessing_of(model)
     crop, how = expects["crop_size"], v2.InterpolationMode(expects["interpolation"])
-    cut: list[nn.Module]
-    if augment:
-        cut = [
-            v2.RandomResizedCrop(crop, scale=(SMALLEST_CUT, 1.0), interpolation=how),
-            v2.RandomHorizontalFlip(),
-        ]
-    else:
-        cut = [v2.Resize(expects["resize_size"], interpolation=how), v2.CenterCrop(crop)]
     to_tensor = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(expects["mean"], expects["std"]),
     ]
-    return v2.Compose([*cut, *to_tensor])
+    if augment:
+        cut = v2.RandomResizedCrop(crop, scale=(SMALLEST_CUT, 1.0), interpolation=how)
+        return Augment(cut, v2.Compose(to_tensor))
+    return v2.Compose([v2.Resize(expects["resize_size"], interpolation=how), v2.CenterCrop(crop), *to_tensor])
 
 
 def make_loaders(
@@ -128,8 +205,9 @@ def make_loaders(
         catalog: divided into train, val and test (see `split`). Photos with a problem are left out.
         model: its weights decide the transform.
         batch_size: photos a batch.
-        seed: decides the order of the training photos.
-        num_workers: processes that read photos; 0 reads them in this one, which works everywhere.
+        seed: >= 0; decides the order of the training photos and how each is varied.
+        num_workers: processes that read photos ahead; 0 reads each batch in this one, by threads, which works
+            everywhere and is the fastest where the model computes on the CPU.
         augment: vary the training photos at random. Val and test are never varied.
         cache: a folder for small copies of large photos, so that only the first epoch opens those; see `cache_size`
             and `clear_cache`.
@@ -162,14 +240,15 @@ def make_loaders(
             min_side=preprocessing_of(model)["resize_size"],
             cache=cache,
             verify=verify,
+            seed=seed,
         )
         loaders[part] = DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=training,
+            sampler=EpochSampler(len(dataset), seed) if training else None,
             num_workers=num_workers,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator(),  # else the loader would take a number from the training's own
         )
     return loaders

@@ -7,7 +7,6 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cropkit.cache import file_hash, file_key, replace_file
-from cropkit.datasets import CropDataset, transforms_for
+from cropkit.datasets import CropDataset, photo_threads, transforms_for
 from cropkit.memory import keep_freed_memory
 from cropkit.models import evaluating, get_classifier
 from cropkit.precision import fastest_precision
@@ -120,8 +119,7 @@ def _probe(model: nn.Module, head: nn.Module, photos: Tensor) -> torch.dtype:
 
 def _photos_ahead(dataset: CropDataset, todo: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
     """Shards of photos, decoded by threads while the caller computes with an earlier one."""
-    # Threads of one: two of them that each use all cores for a photo's arithmetic would only disturb each other.
-    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    pool = photo_threads()
     waiting: deque[tuple[list[int], list]] = deque()
     try:
         for start in range(0, len(todo), SHARD):

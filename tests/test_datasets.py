@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from cropkit import CropDataset, class_names, create_model, make_loaders, scan, split, transforms_for
+from cropkit import BadPhoto, CropDataset, class_names, create_model, make_loaders, scan, split, transforms_for
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,49 @@ def test_bad_photos_never_reach_a_loader(model, make_photos):
     loaders = make_loaders(catalog, model)
     assert sum(len(loader.dataset) for loader in loaders.values()) == 8
     assert class_names(catalog) == ["apple", "pear"]
+
+
+def passes(catalog, **options):
+    """Two epochs of training tensors, and where the training's own random numbers stand after them."""
+    torch.manual_seed(5)
+    loader = make_loaders(catalog, create_model("resnet18", weights=None), batch_size=4, **options)["train"]
+    torch.manual_seed(5)
+    return [torch.cat([photos for photos, _ in loader]) for _ in range(2)], torch.rand(())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_augmentation_is_the_same_for_any_number_of_workers_and_threads(make_photos, monkeypatch):
+    catalog = split(scan(make_photos({"apple": 8, "pear": 8})))
+    (first, second), drawn = passes(catalog)
+    assert not torch.equal(first, second)  # another epoch, another order and other cuts
+    for options in ({"num_workers": 2}, {"num_workers": 4}):
+        (again, later), drawn_too = passes(catalog, **options)
+        assert torch.equal(again, first) and torch.equal(later, second)
+        assert torch.equal(drawn_too, drawn)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert torch.equal(passes(catalog)[0][1], second)
+    assert not torch.equal(passes(catalog, seed=1)[0][0], first)
+
+
+def test_an_epoch_can_be_gone_on_with_in_its_middle(make_photos):
+    catalog = split(scan(make_photos({"apple": 8, "pear": 8})))
+    loader = make_loaders(catalog, create_model("resnet18", weights=None), batch_size=4)["train"]
+    first, second = ([photos for photos, _ in loader] for _ in range(2))
+    loader.sampler.epoch, loader.sampler.skip = 2, 4
+    rest = [photos for photos, _ in loader]
+    assert len(rest) == len(second) - 1
+    assert all(torch.equal(a, b) for a, b in zip(rest, second[1:], strict=True))
+    loader.sampler.epoch = 1
+    assert torch.equal(next(iter(loader))[0], first[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_photo_that_has_vanished_is_named(make_photos, num_workers):
+    root = make_photos({"apple": 8, "pear": 8})
+    catalog = split(scan(root))
+    loader = make_loaders(catalog, create_model("resnet18", weights=None), num_workers=num_workers)["train"]
+    gone = catalog.loc[catalog["split"] == "train", "path"].iloc[0]
+    (root / gone).unlink()
+    # PyTorch brings an error from another process as a RuntimeError that quotes it.
+    with pytest.raises(RuntimeError if num_workers else BadPhoto, match=f"{gone}: cannot be read"):
+        list(loader)
