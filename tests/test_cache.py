@@ -49,7 +49,7 @@ def test_the_copy_is_used(large, tmp_path):
 
 
 def test_a_photo_that_is_hardly_larger_is_not_kept(large, tmp_path):
-    assert open_shrunk(large, 320, tmp_path / "cache").size == (800, 600)
+    assert open_shrunk(large, 420, tmp_path / "cache").size == (800, 600)
     assert kept(tmp_path / "cache") == []
 
 
