@@ -22,6 +22,7 @@ from torch import nn, optim
 
 import cropkit
 from cropkit import course
+from cropkit.features import feature_precision
 from cropkit.memory import keep_freed_memory
 from cropkit.samples import DATA, make_sample
 
@@ -44,7 +45,7 @@ def extraction(catalog: pd.DataFrame, arch: str) -> None:
     loader = cropkit.make_loaders(catalog, model)["train"]
     photos = torch.stack([loader.dataset[index][0] for index in range(BATCH)])
     photos = photos.contiguous(memory_format=torch.channels_last)
-    precision = cropkit.fastest_precision(model, photos, training=False)
+    precision = feature_precision(model, loader)
     transform, side = cropkit.transforms_for(model), model.preprocessing["resize_size"]
     paths = [loader.dataset.root / path for path in loader.dataset.paths]
     halves = [paths[0::2], paths[1::2]]

@@ -2,7 +2,9 @@
 
 from cropkit.cache import cache_size, clear_cache
 from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, scan, split
+from cropkit.checkpoints import Checkpoint, DamagedCheckpoint, load_model, save_model
 from cropkit.datasets import CropDataset, make_loaders, transforms_for
+from cropkit.experiments import Config, Run, run_experiment
 from cropkit.features import extract_features, fit_head
 from cropkit.interpret import confusion_matrix, most_confused
 from cropkit.models import (
@@ -24,9 +26,13 @@ from cropkit.weights import MissingWeights, read_state_dict
 
 __all__ = [
     "BadPhoto",
+    "Checkpoint",
+    "Config",
     "CropDataset",
+    "DamagedCheckpoint",
     "HeadMismatch",
     "MissingWeights",
+    "Run",
     "cache_size",
     "check_head",
     "check_split",
@@ -50,6 +56,7 @@ __all__ = [
     "freeze_batchnorm",
     "get_classifier",
     "good_photos",
+    "load_model",
     "make_loaders",
     "make_sample",
     "most_confused",
@@ -57,6 +64,8 @@ __all__ = [
     "predict",
     "read_state_dict",
     "reset_classifier",
+    "run_experiment",
+    "save_model",
     "scan",
     "split",
     "train_one_epoch",

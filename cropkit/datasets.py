@@ -86,7 +86,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(epoch, index) for index in self.order(epoch)[skip:]])
 
     def __len__(self) -> int:
-        return self.count - self.skip
+        return max(0, self.count - self.skip)
 
 
 class CropDataset(Dataset[tuple[Tensor, int]]):

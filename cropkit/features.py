@@ -82,7 +82,7 @@ def extract_features(
             if precision is not None:
                 todo = _read_shards(folder, precision, dataset, keys, features, verify=verify)
         if todo and precision is None:
-            precision = _probe(model, head, torch.stack([dataset[index][0] for index in todo[:SHARD]]))
+            precision = feature_precision(model, loader)
         shards = progress(_photos_ahead(dataset, todo), "extract features", total=-(-len(todo) // SHARD))
         for indices, photos in shards:
             assert precision is not None
@@ -108,8 +108,12 @@ def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str
     return digest.hexdigest()[:16]
 
 
-def _probe(model: nn.Module, head: nn.Module, photos: Tensor) -> torch.dtype:
-    """The faster precision, but bfloat16 only if it hands the head nearly the same."""
+def feature_precision(model: nn.Module, loader: DataLoader) -> torch.dtype:
+    """The faster precision for features of a loader's photos; bfloat16 only if it hands the head nearly the same."""
+    _, head = get_classifier(model)
+    dataset = copy.copy(cast(CropDataset, loader.dataset))
+    dataset.transform = transforms_for(model)
+    photos = torch.stack([dataset[index][0] for index in range(min(SHARD, len(dataset)))])
     if fastest_precision(model, photos, training=False) is torch.float32:
         return torch.float32
     exact, rough = (_before_head(model, head, photos, dtype) for dtype in (torch.float32, torch.bfloat16))

@@ -1,17 +1,22 @@
 """The training loop, as the lesson shows it, and what is read off a trained model."""
 
 import copy
+import functools
 import os
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Subset
 
+from cropkit.checkpoints import Checkpoint, Position
+from cropkit.datasets import CropDataset, EpochSampler
 from cropkit.features import extract_features, fit_head
 from cropkit.memory import keep_freed_memory
 from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, unfreeze
@@ -19,8 +24,39 @@ from cropkit.precision import fastest_precision
 from cropkit.progress import progress
 
 LP_FT_RATE = 5e-4  # the highest rate of the backbone; the head learns three times as fast
+DIARY_RATE = 0.001
+HISTORY = ["epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
 PROBE = 32  # photos with which precisions are compared
 HINT = "Make the model anew and try a tenth of the learning rate."
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _explained(
+    function: Callable[Concatenate[nn.Module, DataLoader, P], R],
+) -> Callable[Concatenate[nn.Module, DataLoader, P], R]:
+    """Say what to do where memory runs out or a process that reads photos is killed."""
+
+    @functools.wraps(function)
+    def explained(model: nn.Module, loader: DataLoader, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(model, loader, *args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            size = getattr(loader, "batch_size", None) or 1
+            if "DataLoader worker" in str(error):
+                raise RuntimeError(
+                    f"a process that reads photos was killed, often because memory ran out ({error}). "
+                    "Make the loaders with num_workers=0."
+                ) from error
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                traceback.clear_frames(error.__traceback__)  # they hold the batch
+                raise MemoryError(
+                    f"a batch of {size} photos does not fit into memory. Make the loaders with a smaller batch_size, "
+                    f"such as {max(1, size // 2)}."
+                ) from error
+            raise
+
+    return explained
 
 
 def fit(
@@ -32,21 +68,24 @@ def fit(
     scheduler: LRScheduler | None = None,
     criterion: nn.Module | None = None,
     precision: torch.dtype = torch.float32,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train a model and leave the weights of its best epoch in it.
 
     Every epoch trains on ``loaders["train"]``, then evaluates on ``loaders["val"]``. The best epoch is the one of the
     highest validation accuracy, the first of equals; without a val loader it is the last one. What
-    `freeze_backbone` froze stays as it is.
+    `freeze_backbone` froze stays as it is. Ctrl-C ends it early: the best epoch so far is in the model, and
+    ``attrs["interrupted"]`` is True.
 
     Args:
         model: an image classifier; its device is where the training happens.
         loaders: ``"train"`` and, if there is one, ``"val"``, as from `make_loaders`.
         optimizer: over exactly the weights that are to learn.
         epochs: passes over the training photos, >= 1.
-        scheduler: stepped once an epoch, after it.
+        scheduler: stepped once an epoch, after it; one-cycle and cyclic ones after every batch.
         criterion: the loss, a mean over a batch; cross-entropy unless given.
         precision: ``torch.bfloat16`` runs the forward pass of training in it (autocast); evaluation is float32 always.
+        checkpoint: saves the training as it goes, and makes the same call go on where it was cut off.
 
     Returns:
         One row an epoch: ``epoch`` (from 1), ``learning_rate`` (of the last parameter group, the head's where there are
@@ -57,7 +96,7 @@ def fit(
         HeadMismatch: if the model's outputs are not the data's classes.
         ValueError: if the optimiser lacks trainable weights or holds some that are not the model's, or the scheduler
             drives another optimiser.
-        FloatingPointError: if the loss is no longer a finite number.
+        FloatingPointError: if the loss is no longer a finite number; names the step and its photos.
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; train for at least one.")
@@ -66,42 +105,62 @@ def fit(
     check_optimizer(model, optimizer, scheduler)
     keep_freed_memory()
     criterion = criterion or nn.CrossEntropyLoss()
-    rows, best_accuracy, best_weights = [], -1.0, None
-    for epoch in range(1, epochs + 1):
-        start = time.perf_counter()
-        learning_rate = optimizer.param_groups[-1]["lr"]
-        train_loss, train_accuracy = train_one_epoch(
-            model, loaders["train"], optimizer, criterion, precision=precision, description=f"epoch {epoch}/{epochs}"
-        )
-        val_loss, val_accuracy = float("nan"), float("nan")
-        if "val" in loaders:
-            val_loss, val_accuracy = evaluate(model, loaders["val"], criterion)
-            if val_accuracy > best_accuracy:
-                # A copy: state_dict() alone refers to the weights that the next epoch changes.
-                best_accuracy, best_weights = val_accuracy, copy.deepcopy(model.state_dict())
-        if scheduler is not None:
-            scheduler.step()
-        broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
-        if broken:  # the last batch's step is not followed by a loss that would show it
-            raise FloatingPointError(
-                f"{broken[0]} is no longer finite after epoch {epoch} at {learning_rate:g}. {HINT}"
+    each_step = isinstance(scheduler, OneCycleLR | CyclicLR)
+    position = Position() if checkpoint is None else checkpoint.attach(model, optimizer, scheduler)
+    best_weights, interrupted = None, False
+    try:
+        for epoch in range(position.epoch, epochs + 1):
+            start = time.perf_counter()
+            train_loss, train_accuracy = train_one_epoch(
+                model,
+                loaders["train"],
+                optimizer,
+                criterion,
+                precision=precision,
+                scheduler=scheduler if each_step else None,
+                position=position,
+                checkpoint=checkpoint,
+                description=f"epoch {epoch}/{epochs}",
             )
-        rows.append(
-            {
-                "epoch": epoch,
-                "learning_rate": learning_rate,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "seconds": time.perf_counter() - start,
-            }
-        )
-    if best_weights is not None:
+            broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+            if broken:  # the last batch's step is not followed by a loss that would show it
+                raise FloatingPointError(f"{broken[0]} is no longer finite after epoch {epoch}. {HINT}")
+            val_loss, val_accuracy = float("nan"), float("nan")
+            if "val" in loaders:
+                val_loss, val_accuracy = evaluate(model, loaders["val"], criterion)
+            if val_accuracy > position.best_accuracy or "val" not in loaders:
+                position.best_accuracy = val_accuracy
+                if checkpoint is not None:
+                    checkpoint.save_best({"epoch": epoch, "val_loss": val_loss, "val_accuracy": val_accuracy})
+                else:  # a copy: state_dict() alone refers to the weights that the next epoch changes
+                    best_weights = copy.deepcopy(model.state_dict())
+            if scheduler is not None and not each_step:
+                scheduler.step()
+            position.finish_epoch(
+                {
+                    "epoch": epoch,
+                    "learning_rate": position.learning_rate,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if checkpoint is not None:
+                checkpoint.save()
+    except KeyboardInterrupt:
+        interrupted = True
+    if checkpoint is not None and position.rows:
+        checkpoint.load_best(model)
+    elif best_weights is not None:
         model.load_state_dict(best_weights)
-    return pd.DataFrame(rows)
+    history = pd.DataFrame(position.rows, columns=HISTORY)
+    history.attrs["interrupted"] = interrupted
+    return history
 
 
+@_explained
 def train_one_epoch(
     model: nn.Module,
     loader: DataLoader,
@@ -109,19 +168,37 @@ def train_one_epoch(
     criterion: nn.Module,
     *,
     precision: torch.dtype = torch.float32,
+    scheduler: LRScheduler | None = None,
+    position: Position | None = None,
+    checkpoint: Checkpoint | None = None,
     description: str = "train",
 ) -> tuple[float, float]:
     """One pass over the training photos, a step of the optimiser for each batch.
+
+    Args:
+        model: an image classifier.
+        loader: of the training photos.
+        optimizer: over the weights that are to learn.
+        criterion: the loss, a mean over a batch.
+        precision: as in `fit`.
+        scheduler: stepped after every batch.
+        position: where to begin, and what is counted up; a new epoch unless given.
+        checkpoint: told after every step.
+        description: of the progress bar.
 
     Returns:
         Loss and accuracy, means over the photos, each as measured just before its batch's step.
 
     Raises:
-        FloatingPointError: if the loss is no longer a finite number.
+        FloatingPointError: if the loss is no longer a finite number; names the step and its photos.
     """
     device = next(model.parameters()).device
     model.train()
-    loss_sum, correct, count = 0.0, 0, 0
+    here = position or Position()
+    if here.batches == 0:
+        here.learning_rate = optimizer.param_groups[-1]["lr"]
+    if position is not None and isinstance(sampler := getattr(loader, "sampler", None), EpochSampler):
+        sampler.epoch, sampler.skip = here.epoch, here.batches * (loader.batch_size or 1)
     for photos, targets in progress(loader, description):
         photos, targets = photos.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
@@ -130,15 +207,32 @@ def train_one_epoch(
         if not torch.isfinite(loss):
             rate = optimizer.param_groups[-1]["lr"]
             raise FloatingPointError(
-                f"the loss became {loss.item()} after {count} photos of this epoch at learning rate {rate:g}. {HINT}"
+                f"the loss became {loss.item()} in step {here.batches + 1} of epoch {here.epoch} at learning rate "
+                f"{rate:g}{_photos_of(loader, here.batches)}. {HINT}"
             )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss_sum += loss.item() * len(targets)
-        correct += int((logits.argmax(dim=1) == targets).sum())
-        count += len(targets)
-    return loss_sum / count, correct / count
+        if scheduler is not None:
+            scheduler.step()
+        here.loss_sum += loss.item() * len(targets)
+        here.correct += int((logits.argmax(dim=1) == targets).sum())
+        here.count += len(targets)
+        here.batches += 1
+        if checkpoint is not None:
+            checkpoint.step_done()
+    return here.loss_sum / here.count, here.correct / here.count
+
+
+def _photos_of(loader: DataLoader, batch: int) -> str:
+    """The photos of a batch of the epoch that is going on, where the loader can tell."""
+    sampler, dataset = getattr(loader, "sampler", None), getattr(loader, "dataset", None)
+    if not isinstance(sampler, EpochSampler) or not isinstance(dataset, CropDataset):
+        return ""
+    size = loader.batch_size or 1
+    order = sampler.order(sampler.epoch - 1)  # the sampler has gone on to the next one
+    paths = [dataset.paths[index] for index in order[batch * size : (batch + 1) * size]]
+    return f", on {', '.join(paths[:4])}" + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 def fine_tune(
@@ -148,7 +242,10 @@ def fine_tune(
     epochs: int,
     recipe: str = "lp_ft",
     cache: str | os.PathLike[str] | None = None,
+    learning_rate: float | None = None,
     precision: torch.dtype | None = None,
+    feature_precision: torch.dtype | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Let every weight learn, by one of two recipes; `fit` is the loop of both.
 
@@ -166,7 +263,10 @@ def fine_tune(
         epochs: passes over the training photos, >= 1.
         recipe: ``"lp_ft"`` or ``"diary"``.
         cache: passed on to `extract_features`.
+        learning_rate: the diary's first one, 0.001 unless given; lp_ft's highest of the backbone, 0.0005 unless given.
         precision: of lp_ft's training steps; the faster one on this machine unless given.
+        feature_precision: of the features that lp_ft's head is fitted to, as in `extract_features`.
+        checkpoint: as in `fit`.
 
     Returns:
         What `fit` returns. ``attrs`` holds ``recipe``, ``precision`` and the ``seconds_before`` the first epoch.
@@ -181,32 +281,51 @@ def fine_tune(
     unfreeze(model)
     scheduler: LRScheduler
     if recipe == "diary":
-        optimizer: Optimizer = SGD(model.parameters(), lr=0.001, momentum=0.9)
+        optimizer: Optimizer = SGD(model.parameters(), lr=learning_rate or DIARY_RATE, momentum=0.9)
         scheduler = StepLR(optimizer, step_size=7, gamma=0.1)
-        history = fit(model, loaders, optimizer, scheduler=scheduler, epochs=epochs)
+        history = fit(model, loaders, optimizer, scheduler=scheduler, epochs=epochs, checkpoint=checkpoint)
         history.attrs |= {"recipe": recipe, "precision": "float32", "seconds_before": 0.0}
         return history
-    fit_head(model, {part: extract_features(model, loaders[part], cache=cache) for part in loaders if part != "test"})
+    if checkpoint is None or not checkpoint.begun():
+        parts = [part for part in loaders if part != "test"]
+        fit_head(
+            model,
+            {p: extract_features(model, loaders[p], cache=cache, precision=feature_precision) for p in parts},
+        )
     freeze_batchnorm(model)
-    if precision is None:
-        dataset = loaders["train"].dataset
-        with torch.random.fork_rng(devices=[]):  # augmentation must not draw from the training's random numbers
-            photos = torch.stack([dataset[index][0] for index in range(min(PROBE, len(dataset)))])  # type: ignore[arg-type]
-        precision = fastest_precision(model, photos, training=True)
+    precision = precision or training_precision(model, loaders["train"])
     _, head = get_classifier(model)
     of_head = {id(p) for p in head.parameters()}
     backbone = [p for p in model.parameters() if id(p) not in of_head]
-    optimizer = AdamW([{"params": backbone}, {"params": list(head.parameters())}], lr=LP_FT_RATE)
-    scheduler = OneCycleLR(optimizer, [LP_FT_RATE, 3 * LP_FT_RATE], total_steps=epochs * len(loaders["train"]) + 1)
-    optimizer.register_step_post_hook(lambda *_: scheduler.step())  # after every step; fit knows epochs only
+    rate = learning_rate or LP_FT_RATE
+    optimizer = AdamW([{"params": backbone}, {"params": list(head.parameters())}], lr=rate)
+    scheduler = OneCycleLR(optimizer, [rate, 3 * rate], total_steps=epochs * len(loaders["train"]) + 1)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     seconds_before = time.perf_counter() - start
-    history = fit(model, loaders, optimizer, epochs=epochs, criterion=criterion, precision=precision)
+    history = fit(
+        model,
+        loaders,
+        optimizer,
+        epochs=epochs,
+        scheduler=scheduler,
+        criterion=criterion,
+        precision=precision,
+        checkpoint=checkpoint,
+    )
     name = str(precision).removeprefix("torch.")
     history.attrs |= {"recipe": recipe, "precision": name, "seconds_before": seconds_before}
     return history
 
 
+def training_precision(model: nn.Module, loader: DataLoader) -> torch.dtype:
+    """The faster precision for training steps on this loader's photos, see `fastest_precision`."""
+    dataset = loader.dataset
+    with torch.random.fork_rng(devices=[]):  # augmentation must not draw from the training's random numbers
+        photos = torch.stack([dataset[index][0] for index in range(min(PROBE, len(dataset)))])  # type: ignore[arg-type]
+    return fastest_precision(model, photos, training=True)
+
+
+@_explained
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None = None) -> tuple[float, float]:
     """Loss and accuracy over a loader, means over its photos, so that the batch size does not matter.
@@ -227,6 +346,7 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
     return loss_sum / count, correct / count
 
 
+@_explained
 @torch.no_grad()
 def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
     """What the model says about every photo of a loader, in the order of the loader's data set.

@@ -1,0 +1,327 @@
+"""Experiments: one config, one folder, one result that can be had again."""
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from torch import nn, optim
+from torch.utils.data import DataLoader, TensorDataset
+
+from cropkit.cache import replace_file
+from cropkit.catalog import class_names, good_photos
+from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, write_lines
+from cropkit.datasets import make_loaders
+from cropkit.features import extract_features, feature_precision, fit_head
+from cropkit.models import create_model, freeze_backbone, get_classifier
+from cropkit.training import DIARY_RATE, fine_tune, fit, predict, training_precision
+
+# The recipes of each method, the default first.
+RECIPES = {
+    "feature_extraction": ("logistic", "diary"),
+    "fine_tuning": ("lp_ft", "diary"),
+    "from_scratch": ("diary",),
+}
+RECORD, PREDICTIONS = "config.json", "predictions.csv"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that changes a result, beside the photos.
+
+    Attributes:
+        arch: a name that `create_model` knows.
+        weights: "imagenet", None, or the path of a checkpoint of one's own; None where the method is from_scratch.
+        method: "feature_extraction" (only a new head learns), "fine_tuning" (everything learns), or "from_scratch".
+        recipe: "logistic" or "diary" for feature_extraction, "lp_ft" or "diary" for fine_tuning, "diary" from scratch;
+            the first of them unless given.
+        epochs: passes over the training photos, >= 1; of no meaning to "logistic".
+        learning_rate: the recipe's own unless given; see `fine_tune`.
+        batch_size: photos a batch.
+        augment: vary the training photos at random; features are always those of the photos as they are.
+        seed: >= 0; decides the new head, the order of the photos and how they are varied.
+
+    Raises:
+        ValueError: if a field cannot be what it is.
+    """
+
+    arch: str = "efficientnet_lite0"
+    weights: str | None = "imagenet"
+    method: str = "fine_tuning"
+    recipe: str | None = None
+    epochs: int = 6
+    learning_rate: float | None = None
+    batch_size: int = 32
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in RECIPES:
+            raise ValueError(f"method {self.method!r} is unknown; known are {', '.join(RECIPES)}.")
+        recipes = RECIPES[self.method]
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", recipes[0])
+        if self.recipe not in recipes:
+            raise ValueError(f"recipe {self.recipe!r} is none of {self.method}'s: {', '.join(recipes)}.")
+        if self.method == "from_scratch":
+            object.__setattr__(self, "weights", None)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder: readable, and another one for every other config."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.method}-{self.recipe}-{self.arch.replace('/', '_')}-{digest}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an experiment left.
+
+    Attributes:
+        folder: holds ``best.safetensors`` (see `load_model`), and the rest as files.
+        config: what was asked for.
+        finished: False if it was interrupted; the same call goes on.
+        history: one row an epoch as from `fit`, or one a strength as from `fit_head`.
+        metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
+        predictions: of val and test as from `predict`, with a column ``split``.
+    """
+
+    folder: Path
+    config: Config
+    finished: bool
+    history: pd.DataFrame
+    metrics: dict[str, float]
+    predictions: pd.DataFrame
+
+
+def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str], *, num_workers: int = 0) -> Run:
+    """Train what a config says, in a folder of its own below `out`.
+
+    Everything is made anew, so nothing of an earlier cell gets in. A finished run is returned as it is. One that was
+    cut off goes on, and on the CPU, with the same versions and threads, it ends as if it had not been. Ctrl-C returns
+    what there is so far; SIGTERM finishes the step, saves, and ends the process with status 75.
+
+    Args:
+        config: everything that changes the result.
+        catalog: divided into train, val and test.
+        out: a folder for runs; they share small copies and features in ``out/cache``.
+        num_workers: processes that read photos; any number gives the same result.
+
+    Returns:
+        The run. Its folder holds ``config.json`` (config, data, environment, precision, threads), ``metrics.jsonl``,
+        ``best.safetensors``, ``predictions.csv``, and until it is finished ``last.pt``.
+
+    Raises:
+        ValueError: if the folder holds a run of other data or of another config; the differences are listed.
+        BlockingIOError: if another process trains in it.
+        OSError: if it cannot be written; found before the first epoch.
+    """
+    folder = Path(out).expanduser() / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)  # the system frees it when its process dies
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{folder}: another process trains in it. Wait for it, or change the config.") from error
+    try:
+        with torch.random.fork_rng():  # the caller's random numbers stay as they are
+            return _run(config, catalog, folder, num_workers)
+    finally:
+        lock.release()
+
+
+def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) -> Run:
+    names = class_names(catalog)
+    record: dict[str, Any] = {"config": asdict(config), "classes": names, "data": _describe(catalog)}
+    begun = json.loads((folder / RECORD).read_text()) if (folder / RECORD).exists() else None
+    if begun is not None:
+        _refuse_others(folder, begun, record)
+        if begun["finished"]:
+            return _read(folder, config, begun)
+    torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = create_model(config.arch, num_classes=len(names), weights=config.weights).to(device)
+    record["starting_weights"] = _digest(model)
+    cache = folder.parent / "cache"
+    loaders = make_loaders(
+        catalog,
+        model,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        num_workers=num_workers,
+        cache=cache,
+    )
+    if begun is not None:
+        _refuse_others(folder, begun, record)
+        record = begun
+    else:
+        record |= {"environment": _environment(device), "precision": _choose(config, model, loaders), "finished": False}
+        _write_json(folder / RECORD, record)
+    checkpoint = Checkpoint(folder, names)
+    with _stopping_on_sigterm(checkpoint):
+        history = _train(config, model, loaders, cache, checkpoint, record["precision"])
+    write_lines(folder / METRICS, history.to_dict("records"))
+    if history.attrs.get("interrupted"):
+        return Run(folder, config, False, history, {}, pd.DataFrame())
+    parts = [predict(model, loaders[part]).assign(split=part) for part in ("val", "test") if part in loaders]
+    predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    record["metrics"] = _metrics(predictions)
+    if config.method == "feature_extraction":
+        checkpoint.keep_best(model, record["metrics"])
+    replace_file(folder / PREDICTIONS, lambda file: predictions.to_csv(file, index=False))
+    _write_json(folder / RECORD, record | {"finished": True})
+    checkpoint.forget_last()
+    return _read(folder, config, record)
+
+
+def _train(
+    config: Config,
+    model: nn.Module,
+    loaders: dict[str, DataLoader],
+    cache: Path,
+    checkpoint: Checkpoint,
+    precision: dict[str, str],
+) -> pd.DataFrame:
+    dtype = {use: getattr(torch, name) for use, name in precision.items()}
+    if config.method != "feature_extraction":
+        return fine_tune(
+            model,
+            loaders,
+            epochs=config.epochs,
+            recipe=config.recipe or "",
+            cache=cache,
+            learning_rate=config.learning_rate,
+            precision=dtype["training"],
+            feature_precision=dtype["features"],
+            checkpoint=checkpoint,
+        )
+    freeze_backbone(model)
+    parts = [part for part in loaders if part != "test"]
+    features = {p: extract_features(model, loaders[p], cache=cache, precision=dtype["features"]) for p in parts}
+    if config.recipe == "logistic":
+        return fit_head(model, features)
+    return _fit_head_by_diary(config, model, features)
+
+
+def _fit_head_by_diary(config: Config, model: nn.Module, features: dict[str, TensorDataset]) -> pd.DataFrame:
+    """The diary's SGD on features; a matter of seconds, so that nothing need be saved meanwhile."""
+    device = next(model.parameters()).device
+    head = get_classifier(model)[1].cpu()
+    order = torch.Generator().manual_seed(config.seed)
+    loaders = {
+        part: DataLoader(data, config.batch_size, shuffle=part == "train", generator=order)
+        for part, data in features.items()
+    }
+    optimizer = optim.SGD(head.parameters(), lr=config.learning_rate or DIARY_RATE, momentum=0.9)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
+    history = fit(head, loaders, optimizer, scheduler=scheduler, epochs=config.epochs)
+    model.to(device)
+    return history
+
+
+def _choose(config: Config, model: nn.Module, loaders: dict[str, DataLoader]) -> dict[str, str]:
+    """The precision for each use, tried once and then read from the record."""
+    chosen = {"features": torch.float32, "training": torch.float32}
+    if config.recipe == "lp_ft":
+        chosen["training"] = training_precision(model, loaders["train"])
+    if config.recipe == "lp_ft" or config.method == "feature_extraction":
+        chosen["features"] = feature_precision(model, loaders["train"])
+    return {use: str(dtype).removeprefix("torch.") for use, dtype in chosen.items()}
+
+
+def _metrics(predictions: pd.DataFrame) -> dict[str, float]:
+    metrics = {}
+    for part, rows in predictions.groupby("split") if len(predictions) else ():
+        metrics[f"{part}_accuracy"] = float((rows["target"] == rows["predicted"]).mean())
+        metrics[f"{part}_loss"] = float(rows["loss"].mean())
+    return metrics
+
+
+def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
+    """The photos of a catalog in a few lines: how many, and a hash of which."""
+    photos = good_photos(catalog).sort_values("path")
+    rows = photos[["path", "label", "split", "sha256"]].to_csv(index=False)
+    counts = {str(part): int(count) for part, count in photos["split"].value_counts().sort_index().items()}
+    return {"photos": counts, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _environment(device: str) -> dict[str, Any]:
+    packages = ("cropkit", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _refuse_others(folder: Path, begun: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raise if a folder holds another run than the one that is asked for."""
+    differences = []
+    for part, now in record.items():
+        then = begun.get(part)
+        if isinstance(now, dict) and isinstance(then, dict):
+            differences += [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in now if then.get(k) != now.get(k)]
+        elif now != then:
+            differences.append(f"{part}: {then!r} then, {now!r} now")
+    if differences:
+        raise ValueError(
+            f"{folder}: holds a run of something else ({'; '.join(differences)}). Name another folder for runs, or "
+            "remove this one."
+        )
+
+
+def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
+    history = pd.DataFrame([json.loads(line) for line in (folder / METRICS).read_text().splitlines()])
+    names = dict.fromkeys(("path", "target", "predicted", "split"), str)  # a class may be called "NA" or "007"
+    predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
+    return Run(folder, config, True, history, record["metrics"], predictions)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def _stopping_on_sigterm(checkpoint: Checkpoint) -> Iterator[None]:
+    """On SIGTERM let the step finish and be saved; only the main thread can be told."""
+
+    def stop(*_: object) -> None:
+        if not checkpoint.attached:  # nothing is trained yet; features are kept as they come
+            raise SystemExit(STOPPED)
+        checkpoint.stop = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,150 @@
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import cropkit.checkpoints as checkpoints
+from cropkit import DamagedCheckpoint, HeadMismatch, create_model, load_model, make_loaders, predict, save_model, scan
+from cropkit.catalog import split
+from cropkit.checkpoints import load_checked, save_checked
+
+NAMES = ["apple", "pear"]
+
+
+@pytest.fixture
+def model():
+    return create_model("mobilenet_v3_small", weights=None, num_classes=2)
+
+
+def test_a_saved_model_predicts_the_same_with_nothing_else(model, tmp_path, make_photos):
+    (tmp_path / "there").mkdir()
+    save_model(model, tmp_path / "best.safetensors", NAMES, {"val_accuracy": 0.5})
+    (tmp_path / "best.safetensors").rename(tmp_path / "there" / "mine.safetensors")
+    again = load_model(tmp_path / "there" / "mine.safetensors")
+    assert (again.arch, again.class_names, again.metrics) == ("mobilenet_v3_small", NAMES, {"val_accuracy": 0.5})
+    assert again.preprocessing == model.preprocessing
+    loader = make_loaders(split(scan(make_photos({"apple": 5, "pear": 5}))), again)["train"]
+    assert predict(again, loader).equals(predict(model, loader))
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(model, tmp_path):
+    with pytest.raises(HeadMismatch):
+        save_model(model, tmp_path / "best.safetensors", ["apple", "pear", "plum"])
+    with pytest.raises(ValueError, match="does not say what it is"):
+        save_model(nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), tmp_path / "best.safetensors", NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, damage):
+    path = tmp_path / "last.pt"
+    save_checked(path, b"first " * 100)
+    save_checked(path, b"second" * 100)
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[:50])
+    with pytest.raises(DamagedCheckpoint, match=r"rename last\.pt\.previous to last\.pt"):
+        load_checked(path)
+    os.replace(tmp_path / "last.pt.previous", path)
+    assert load_checked(path) == b"first " * 100
+
+
+def test_without_a_whole_one_before_none_is_offered(tmp_path):
+    save_checked(tmp_path / "last.pt", b"first")
+    (tmp_path / "last.pt").write_bytes(b"other")
+    with pytest.raises(DamagedCheckpoint, match="Start anew"):
+        load_checked(tmp_path / "last.pt")
+
+
+def test_a_model_file_of_another_make_is_refused(tmp_path):
+    for content in (b"junk", safetensors.torch.save({"a": torch.zeros(1)})):
+        (tmp_path / "x.safetensors").write_bytes(content)
+        with pytest.raises(DamagedCheckpoint, match="no model that save_model wrote"):
+            load_model(tmp_path / "x.safetensors")
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from cropkit.checkpoints import save_checked
+for number in range(10**6):
+    save_checked(Path(sys.argv[1]), bytes([number % 256]) * 2_000_000)
+    print(number, flush=True)
+"""
+
+
+def test_after_a_kill_in_the_middle_of_saving_a_whole_one_can_be_loaded(tmp_path):
+    path = tmp_path / "last.pt"
+    for delay in (0.0, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.05):
+        with subprocess.Popen([sys.executable, "-c", SAVE, str(path)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # it saves now
+            time.sleep(delay)
+            process.kill()
+        content = load_checked(path)
+        assert len(content) == 2_000_000
+        assert len(set(content)) == 1
+
+
+@pytest.mark.parametrize("cut", ["replace", "_sync"])
+def test_a_kill_at_either_renaming_loses_nothing(tmp_path, monkeypatch, cut):
+    """Every place between the steps of a saving, one after the other."""
+    path = tmp_path / "last.pt"
+    owner = os if cut == "replace" else checkpoints
+    real = getattr(owner, cut)
+    for place in range(4):
+        save_checked(path, b"old")
+        calls = []
+
+        def killed(*args, calls=calls, place=place):
+            calls.append(args)
+            if len(calls) > place:
+                raise KeyboardInterrupt  # as a kill: nothing of save_checked runs after it
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, cut, killed)
+            with contextlib.suppress(KeyboardInterrupt):
+                save_checked(path, b"new")
+        assert load_checked(path) in (b"old", b"new")
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+from cropkit.checkpoints import save_checked
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses to write more
+save_checked(Path(sys.argv[1]), b"new" * 1000)
+"""
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checked(path, b"old")
+    ended = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"disk full: {path}" in ended.stderr
+    assert load_checked(path) == b"old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "last.pt.sha256"]
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path, model):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "canary"), "w"))
+
+    packed = io.BytesIO()
+    torch.save({"model": Canary()}, packed)
+    (tmp_path / "run").mkdir()
+    save_checked(tmp_path / "run" / "last.pt", packed.getvalue())
+    keeper = checkpoints.Checkpoint(tmp_path / "run", NAMES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        keeper.attach(model, optimizer, None)
+    assert not (tmp_path / "canary").exists()

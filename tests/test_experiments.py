@@ -1,0 +1,247 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import cropkit
+from cropkit import Config, load_model, make_loaders, predict, run_experiment, scan, split
+
+TINY = {"arch": "mobilenet_v3_small", "weights": None, "epochs": 2, "batch_size": 4}
+SCRATCH = Config(method="from_scratch", **TINY)
+
+
+@pytest.fixture
+def catalog(make_photos):
+    return split(scan(make_photos({"apple": 10, "pear": 10})))
+
+
+def same(one, other):
+    """Whether two runs agree bit for bit, the time column apart."""
+    assert one.history.drop(columns="seconds", errors="ignore").equals(
+        other.history.drop(columns="seconds", errors="ignore")
+    )
+    assert one.predictions.equals(other.predictions)
+    assert (one.folder / "best.safetensors").read_bytes() == (other.folder / "best.safetensors").read_bytes()
+    return True
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SCRATCH,
+        Config(method="feature_extraction", **TINY),
+        Config(method="feature_extraction", recipe="diary", **TINY),
+        Config(method="fine_tuning", **TINY),
+        Config(method="fine_tuning", recipe="diary", **TINY),
+    ],
+    ids=lambda config: config.name.rsplit("-", 2)[0],
+)
+def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_path, config):
+    run = run_experiment(config, catalog, tmp_path / "runs")
+    assert run.finished
+    record = json.loads((run.folder / "config.json").read_text())
+    assert Config(**record["config"]) == config == run.config
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    assert set(record["precision"].values()) <= {"float32", "bfloat16"}
+    if "epoch" in run.history:
+        assert run.history["epoch"].tolist() == [1, 2]
+    model = load_model(run.folder / "best.safetensors")
+    told = predict(model, make_loaders(catalog, model)["test"])
+    kept = run.predictions[run.predictions["split"] == "test"].reset_index(drop=True)
+    assert kept["path"].tolist() == told["path"].tolist()
+    assert kept["predicted"].tolist() == told["predicted"].tolist()
+    assert run.metrics["test_accuracy"] == (kept["target"] == kept["predicted"]).mean()
+    assert not (run.folder / "last.pt").exists()
+    # The precision is read from the record, since a probe may choose another one: so is the copy of the record here.
+    again = tmp_path / "again" / config.name
+    again.mkdir(parents=True)
+    (again / "config.json").write_text(json.dumps(record | {"finished": False}))
+    torch.rand(7)  # whatever the caller draws does not matter
+    assert same(run, run_experiment(config, catalog, tmp_path / "again", num_workers=2))
+
+
+def test_a_finished_run_is_returned_at_once(catalog, tmp_path, monkeypatch):
+    run = run_experiment(SCRATCH, catalog, tmp_path)
+    monkeypatch.setattr(cropkit.experiments, "create_model", None)
+    assert same(run, run_experiment(SCRATCH, catalog, tmp_path))
+
+
+def test_another_config_has_another_folder():
+    changes = [{"seed": 1}, {"epochs": 3}, {"batch_size": 8}, {"learning_rate": 0.01}, {"augment": False}]
+    names = {Config(method="from_scratch", **(TINY | change)).name for change in [{}, *changes]}
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "magic"}, "method 'magic'"),
+        ({"recipe": "logistic"}, "none of fine_tuning's: lp_ft, diary"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Config(**fields)
+
+
+def test_other_data_and_other_classes_are_refused_and_listed(catalog, tmp_path):
+    run_experiment(SCRATCH, catalog, tmp_path)
+    fewer = catalog.drop(index=catalog.index[catalog["split"] == "train"][0])
+    with pytest.raises(ValueError, match=r"something else \(photos: .*'train': 12.* then, .*'train': 11.* now"):
+        run_experiment(SCRATCH, fewer, tmp_path)
+    renamed = catalog.assign(label=catalog["label"].replace("pear", "plum"))
+    with pytest.raises(ValueError, match=r"classes: \['apple', 'pear'\] then, \['apple', 'plum'\] now"):
+        run_experiment(SCRATCH, renamed, tmp_path)
+
+
+def test_another_recipe_model_or_batch_size_in_the_folder_is_refused(catalog, tmp_path):
+    run = run_experiment(SCRATCH, catalog, tmp_path)
+    other = Config(method="from_scratch", **(TINY | {"batch_size": 8}))
+    shutil.copytree(run.folder, tmp_path / other.name)
+    with pytest.raises(ValueError, match="batch_size: 4 then, 8 now"):
+        run_experiment(other, catalog, tmp_path)
+
+
+def test_other_starting_weights_of_the_same_name_are_refused(catalog, tmp_path, monkeypatch):
+    model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    config = Config(**(TINY | {"weights": str(tmp_path / "own.pth"), "recipe": "diary"}))
+    monkeypatch.setattr(cropkit.experiments, "_train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, catalog, tmp_path)
+    model.features[0][0].weight.data += 1
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    with pytest.raises(ValueError, match="starting_weights: "):
+        run_experiment(config, catalog, tmp_path)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+TRAIN = """
+import sys
+import cropkit, cropkit.checkpoints
+from cropkit import Config, run_experiment, scan, split
+root, out, workers, every, fields = sys.argv[1:]
+cropkit.checkpoints.EVERY = float(every)
+save = cropkit.checkpoints.Checkpoint.save
+def told(self):
+    save(self)
+    print(self._position.epoch, self._position.batches, flush=True)
+cropkit.checkpoints.Checkpoint.save = told
+if __name__ == "__main__":
+    run_experiment(Config(**eval(fields)), split(scan(root)), out, num_workers=int(workers))
+"""
+
+
+def train(catalog, out, config, *, workers=0, every=0.0):
+    """A process that trains, and prints epoch and batches whenever it has saved."""
+    command = [
+        sys.executable,
+        "-c",
+        TRAIN,
+        catalog.attrs["root"],
+        str(out),
+        str(workers),
+        str(every),
+        repr(vars(config)),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def saved(process, times):
+    for _ in range(times):
+        assert process.stdout.readline()
+
+
+@pytest.mark.parametrize("config", [SCRATCH, Config(**TINY)], ids=["diary", "lp_ft"])
+@pytest.mark.parametrize(("workers", "then", "saves"), [(0, 2, 2), (2, 0, 5), (4, 2, 3)])
+def test_after_a_kill_the_same_call_ends_as_if_there_had_been_none(catalog, tmp_path, config, workers, then, saves):
+    whole = run_experiment(config, catalog, tmp_path / "whole")
+    (tmp_path / "cut" / config.name).mkdir(parents=True)
+    record = json.loads((whole.folder / "config.json").read_text()) | {"finished": False}
+    (tmp_path / "cut" / config.name / "config.json").write_text(json.dumps(record))  # the same precision
+    with train(catalog, tmp_path / "cut", config, workers=workers) as process:
+        saved(process, saves)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not json.loads((tmp_path / "cut" / config.name / "config.json").read_text())["finished"]
+    again = run_experiment(config, catalog, tmp_path / "cut", num_workers=then)
+    assert again.finished
+    assert same(whole, again)
+
+
+def test_sigterm_finishes_the_step_saves_and_has_its_own_exit_status(catalog, tmp_path):
+    whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
+    with train(catalog, tmp_path / "cut", SCRATCH) as process:
+        saved(process, 1)
+        process.terminate()
+        assert process.wait(60) == 75
+    assert (tmp_path / "cut" / SCRATCH.name / "last.pt").exists()
+    assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_blocks_nothing(catalog, tmp_path):
+    with train(catalog, tmp_path, SCRATCH) as process:
+        saved(process, 1)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(BlockingIOError, match="another process trains in it"):
+            run_experiment(SCRATCH, catalog, tmp_path)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert run_experiment(SCRATCH, catalog, tmp_path).finished
+
+
+def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_path, monkeypatch):
+    whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
+    evaluate, calls = cropkit.training.evaluate, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(cropkit.training, "evaluate", interrupted)
+    run = run_experiment(SCRATCH, catalog, tmp_path / "cut", num_workers=2)
+    assert not run.finished
+    assert run.history["epoch"].tolist() == [1]
+    assert load_model(run.folder / "best.safetensors").metrics["epoch"] == 1
+    assert no_children()
+    assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
+
+
+def no_children():
+    import psutil
+
+    deadline = time.monotonic() + 10
+    while psutil.Process().children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not psutil.Process().children()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_epoch(catalog, tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    monkeypatch.setattr(cropkit.experiments, "create_model", None)
+    with pytest.raises(OSError, match="runs"):
+        run_experiment(SCRATCH, catalog, tmp_path / "runs")
+
+
+def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(catalog, tmp_path, monkeypatch):
+    whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+    monkeypatch.setitem(globals(), "TRAIN", limit + TRAIN)
+    with train(catalog, tmp_path / "cut", SCRATCH) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "disk full" in error
+    assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
