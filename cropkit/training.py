@@ -203,6 +203,7 @@ def train_one_epoch(
         photos, targets = photos.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             logits = model(photos)
+        _check_targets(targets, logits, lambda: _photos_of(loader, here.batches))
         loss = criterion(logits.float(), targets)
         if not torch.isfinite(loss):
             rate = optimizer.param_groups[-1]["lr"]
@@ -222,6 +223,16 @@ def train_one_epoch(
         if checkpoint is not None:
             checkpoint.step_done()
     return here.loss_sum / here.count, here.correct / here.count
+
+
+def _check_targets(targets: Tensor, logits: Tensor, where: Callable[[], str] = str) -> None:
+    """Refuse class indices that the model does not have; cross-entropy leaves out those of -100 in silence."""
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(
+            f"class index {low if low < 0 else high} is out of range{where()}: the model tells {logits.shape[1]} "
+            f"classes apart, 0 to {logits.shape[1] - 1}. Correct the labels, or give the model a head for all classes."
+        )
 
 
 def _photos_of(loader: DataLoader, batch: int) -> str:
@@ -340,6 +351,7 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
         for photos, targets in progress(loader, "evaluate"):
             photos, targets = photos.to(device), targets.to(device)
             logits = model(photos)
+            _check_targets(targets, logits)
             loss_sum += criterion(logits, targets).item() * len(targets)
             correct += int((logits.argmax(dim=1) == targets).sum())
             count += len(targets)
