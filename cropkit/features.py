@@ -219,13 +219,16 @@ def fit_head(model: nn.Module, features: Mapping[str, TensorDataset]) -> pd.Data
     """
     _, head = get_classifier(model)
     vectors, targets = (tensor.numpy() for tensor in features["train"].tensors)
-    absent = sorted(set(range(len(head.weight))) - set(targets.tolist()))
+    known = set(range(len(head.weight)))
+    if unknown := sorted(set(targets.tolist()) - known):
+        raise ValueError(f"the features are of classes {unknown}, but the head has {len(known)} outputs.")
+    absent = sorted(known - set(targets.tolist()))
     if absent:
         raise ValueError(f"classes {absent} have no training photos, so the head cannot learn them. Divide anew.")
-    fits = [
-        LogisticRegression(C=strength, fit_intercept=head.bias is not None, max_iter=300).fit(vectors, targets)
-        for strength in STRENGTHS
-    ]
+    fits = []
+    fit = LogisticRegression(fit_intercept=head.bias is not None, max_iter=300, warm_start=True)
+    for strength in STRENGTHS:  # each from where the one before ended, which is near
+        fits.append(copy.deepcopy(fit.set_params(C=strength).fit(vectors, targets)))
     scores = [fit.score(*(t.numpy() for t in features["val"].tensors)) if "val" in features else np.nan for fit in fits]
     best = int(np.argmax(scores)) if "val" in features else len(fits) // 2
     weight, bias = fits[best].coef_, fits[best].intercept_
