@@ -3,6 +3,7 @@
 Everything in a cache can be deleted at any time: what is missing, damaged or out of date is made anew.
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -18,6 +19,9 @@ from cropkit.photos import BadPhoto, decode_photo, open_photo
 QUALITY = 95  # of the small copies, JPEG with full colour resolution
 SEAL = 128  # bytes of two hexadecimal SHA-256
 WORTH = 1.5  # a photo is kept small if its short side is more than so many times the side that is asked for
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_shrunk(
@@ -86,6 +90,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        why = "disk full" if error.errno in FULL else f"cannot be written ({error.strerror})"
+        raise OSError(error.errno, f"{why}: {path}. What was there before is intact; mend it and call again") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -424,8 +424,11 @@ def check_split(catalog: pd.DataFrame) -> None:
     """Refuse a catalog whose classes do not all have training photos.
 
     Raises:
-        ValueError: naming the class, its photos, and what to do.
+        ValueError: naming the class, its photos, and what to do; or a part that is none of train, val and test.
     """
+    unknown = sorted(set(catalog["split"]) - {"", *SPLITS}) if "split" in catalog else ["no column 'split'"]
+    if unknown:
+        raise ValueError(f"the catalog has parts other than train, val and test ({unknown[0]}): split(catalog).")
     for label in class_names(catalog):
         parts = catalog.loc[(catalog["label"] == label) & (catalog["problem"] == ""), "split"].value_counts()
         if "train" not in parts:

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, checked when they are read, enough to predict with or to go on from."""
 
-import errno
 import hashlib
 import io
 import json
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from cropkit.cache import replace_file
 from cropkit.models import check_head, create_model, preprocessing_of
@@ -24,7 +24,7 @@ from cropkit.models import check_head, create_model, preprocessing_of
 EVERY = 300.0  # seconds between two savings within an epoch
 STOPPED = 75  # the exit status after SIGTERM: "try again later" in sysexits.h
 METRICS = "metrics.jsonl"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HASHES = 8  # of the latest savings, any of which the file may hold after a cut
 
 
 class DamagedCheckpoint(ValueError):
@@ -40,23 +40,23 @@ def save_checked(path: Path, data: bytes) -> None:
     Raises:
         OSError: if the disk is full or the folder cannot be written; the file is then as it was.
     """
-    temporary, sums = _beside(path, ".tmp"), _beside(path, ".sha256")
-    try:
+    sums = _beside(path, ".sha256")
+
+    def write(temporary: Path) -> None:
         _write(temporary, data)
         known = sums.read_text().split() if sums.exists() else []
-        _write(_beside(sums, ".tmp"), "\n".join([hashlib.sha256(data).hexdigest(), *known[:2]]).encode())
-        os.replace(_beside(sums, ".tmp"), sums)
+        save_whole(sums, "\n".join([hashlib.sha256(data).hexdigest(), *known[: HASHES - 1]]))
         if path.exists():
             os.replace(path, _beside(path, ".previous"))
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        for rest in (temporary, _beside(sums, ".tmp")):
-            rest.unlink(missing_ok=True)
-        why = "disk full" if error.errno in FULL else f"cannot be written ({error.strerror})"
-        raise OSError(
-            error.errno, f"{why}: {path}. What was saved before is intact; make room and call again"
-        ) from error
+
+    replace_file(path, write)
+    _sync(path.parent)
+
+
+def save_whole(path: Path, text: str) -> None:
+    """Replace a text file so that also after a power cut it is the old one or the new one."""
+    replace_file(path, lambda temporary: _write(temporary, text.encode()))
+    _sync(path.parent)
 
 
 def load_checked(path: Path) -> bytes:
@@ -67,9 +67,12 @@ def load_checked(path: Path) -> bytes:
         FileNotFoundError: if there is none.
     """
     previous = _beside(path, ".previous")
-    if not path.exists() and previous.exists():  # a saving was cut off between its two renamings
-        os.replace(previous, path)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:  # a saving was cut off between its two renamings, or goes on in another process
+        if not previous.exists():
+            raise
+        data = previous.read_bytes()
     sums = _beside(path, ".sha256")
     known = sums.read_text().split() if sums.exists() else []
     if hashlib.sha256(data).hexdigest() in known:
@@ -105,7 +108,7 @@ def _sync(folder: Path) -> None:
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows as JSON lines, numbers in full; NaN, which JSON lacks, becomes null."""
     plain = [{name: None if value != value else value for name, value in row.items()} for row in rows]
-    replace_file(path, lambda file: file.write_text("".join(json.dumps(row) + "\n" for row in plain)))
+    save_whole(path, "".join(json.dumps(row) + "\n" for row in plain))
 
 
 def save_model(
@@ -207,19 +210,40 @@ class Checkpoint:
         self.folder, self.class_names = Path(folder), list(class_names)
         self.last, self.best = self.folder / "last.pt", self.folder / "best.safetensors"
         self.stop = False  # set it, as on SIGTERM: the step is finished, saved, and the process ends
-        self.attached = False
+        self.running = False  # whether `fit` trains with it
         self._position, self._saved = Position(), time.monotonic()
 
     def begun(self) -> bool:
         """Whether there is something to go on from."""
         return self.last.exists() or _beside(self.last, ".previous").exists()
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None) -> Position:
-        """Take what is to be saved, and bring it to where the training was cut off, if it was."""
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None, loader: DataLoader
+    ) -> Position:
+        """Take what is to be saved, and bring it to where the training was cut off, if it was.
+
+        Raises:
+            ValueError: if what was saved is of other photos, classes or batches; the differences are listed.
+            DamagedCheckpoint: if it is not what was saved.
+            OSError: if the folder cannot be written.
+        """
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
-        self._position, self._saved, self.attached = Position(), time.monotonic(), True
+        self._position, self._saved, self.running = Position(), time.monotonic(), True
+        self._facts = {
+            "class_names": self.class_names,
+            "photos": len(loader.dataset),  # type: ignore[arg-type]
+            "batch_size": loader.batch_size,
+            "seed": getattr(loader.sampler, "seed", None),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.begun():
             state = torch.load(io.BytesIO(load_checked(self.last)), weights_only=True, map_location="cpu")
+            then = state["facts"]
+            if differ := [f"{k}: {then[k]!r} then, {now!r} now" for k, now in self._facts.items() if then[k] != now]:
+                raise ValueError(
+                    f"{self.last}: is of another training ({'; '.join(differ)}). Make the loaders as they were, "
+                    "or name another folder."
+                )
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             if scheduler is not None:
@@ -229,6 +253,7 @@ class Checkpoint:
             if torch.cuda.is_available() and state["random_cuda"]:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
             self._position = Position(**state["position"])
+        write_lines(self.folder / METRICS, self._position.rows)  # finds now whether the folder can be written
         return self._position
 
     def step_done(self) -> None:
@@ -245,6 +270,7 @@ class Checkpoint:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "position": asdict(self._position),
+            "facts": self._facts,
         }
         packed = io.BytesIO()
         torch.save(state, packed)

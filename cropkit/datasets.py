@@ -1,6 +1,7 @@
 """From the catalog to batches of tensors."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return max(0, self.count - self.skip)
+
+
+def _leave_sigterm_to_the_main_process(_: int) -> None:
+    """For a process that reads photos: a signal to all must not end it before the main one has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class CropDataset(Dataset[tuple[Tensor, int]]):
@@ -249,6 +255,7 @@ def make_loaders(
             num_workers=num_workers,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_sigterm_to_the_main_process,
             generator=torch.Generator(),  # else the loader would take a number from the training's own
         )
     return loaders

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import operator
 import os
 import platform
 import signal
@@ -19,9 +21,9 @@ from filelock import FileLock, Timeout
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-from cropkit.cache import replace_file
+from cropkit.cache import file_hash
 from cropkit.catalog import class_names, good_photos
-from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, write_lines
+from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, save_whole, write_lines
 from cropkit.datasets import make_loaders
 from cropkit.features import extract_features, feature_precision, fit_head
 from cropkit.models import create_model, freeze_backbone, get_classifier
@@ -34,6 +36,7 @@ RECIPES = {
     "from_scratch": ("diary",),
 }
 RECORD, PREDICTIONS = "config.json", "predictions.csv"
+PREDICTED = ["path", "target", "predicted", "probability", "loss", "split"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,20 @@ class Config:
             raise ValueError(f"recipe {self.recipe!r} is none of {self.method}'s: {', '.join(recipes)}.")
         if self.method == "from_scratch":
             object.__setattr__(self, "weights", None)
+        # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.fspath(self.weights))
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
+            try:
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+            except TypeError as error:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a whole number.") from error
+            if not least <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}, and below 2**63.")
+        if self.learning_rate is not None:
+            object.__setattr__(self, "learning_rate", float(self.learning_rate))
+            if not 0 < self.learning_rate < math.inf:
+                raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
 
     @property
     def name(self) -> str:
@@ -147,13 +159,41 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
 
 
 def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) -> Run:
+    catalog = catalog.sort_values("path")  # the order of the rows must not matter
     names = class_names(catalog)
     record: dict[str, Any] = {"config": asdict(config), "classes": names, "data": _describe(catalog)}
-    begun = json.loads((folder / RECORD).read_text()) if (folder / RECORD).exists() else None
+    if config.weights not in (None, "imagenet"):
+        record["weights_file"] = file_hash(str(config.weights))
+    begun, checkpoint = _read_record(folder), Checkpoint(folder, names)
     if begun is not None:
         _refuse_others(folder, begun, record)
         if begun["finished"]:
             return _read(folder, config, begun)
+    else:
+        checkpoint.forget_last()  # nobody knows of what it is
+    threads = torch.get_num_threads()
+    try:
+        with _stopping_on_sigterm(checkpoint):
+            return _go_on(config, catalog, folder, num_workers, record, begun, checkpoint)
+    except KeyboardInterrupt:
+        return _read(folder, config, {"finished": False, "metrics": {}})
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _go_on(
+    config: Config,
+    catalog: pd.DataFrame,
+    folder: Path,
+    num_workers: int,
+    record: dict[str, Any],
+    begun: dict[str, Any] | None,
+    checkpoint: Checkpoint,
+) -> Run:
+    """Train from the beginning, or from where it was cut off, to the end."""
+    if begun is not None:  # another number of threads adds up in another order
+        torch.set_num_threads(begun["environment"]["threads"])
+    names = checkpoint.class_names
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = create_model(config.arch, num_classes=len(names), weights=config.weights).to(device)
@@ -171,22 +211,23 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
     if begun is not None:
         _refuse_others(folder, begun, record)
         record = begun
+        if (here := _environment(device)) != begun["environment"]:
+            record.setdefault("gone_on_in", []).append(here)
     else:
         record |= {"environment": _environment(device), "precision": _choose(config, model, loaders), "finished": False}
-        _write_json(folder / RECORD, record)
-    checkpoint = Checkpoint(folder, names)
-    with _stopping_on_sigterm(checkpoint):
-        history = _train(config, model, loaders, cache, checkpoint, record["precision"])
+    _write_json(folder / RECORD, record)
+    history = _train(config, model, loaders, cache, checkpoint, record["precision"])
     write_lines(folder / METRICS, history.to_dict("records"))
     if history.attrs.get("interrupted"):
-        return Run(folder, config, False, history, {}, pd.DataFrame())
+        raise KeyboardInterrupt
     parts = [predict(model, loaders[part]).assign(split=part) for part in ("val", "test") if part in loaders]
-    predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PREDICTED)
     record["metrics"] = _metrics(predictions)
     if config.method == "feature_extraction":
         checkpoint.keep_best(model, record["metrics"])
-    replace_file(folder / PREDICTIONS, lambda file: predictions.to_csv(file, index=False))
-    _write_json(folder / RECORD, record | {"finished": True})
+    save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
+    record["finished"] = True
+    _write_json(folder / RECORD, record)
     checkpoint.forget_last()
     return _read(folder, config, record)
 
@@ -296,16 +337,31 @@ def _refuse_others(folder: Path, begun: dict[str, Any], record: dict[str, Any]) 
         )
 
 
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    if not (folder / RECORD).exists():
+        return None
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / RECORD}: is damaged ({error}). Remove {folder} and run again.") from error
+
+
 def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
-    history = pd.DataFrame([json.loads(line) for line in (folder / METRICS).read_text().splitlines()])
+    """The run as its files have it; one that was interrupted has no predictions yet."""
+    lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
+    history = pd.DataFrame([json.loads(line) for line in lines])
+    for column in ("val_loss", "val_accuracy"):
+        if column in history:
+            history[column] = history[column].astype(float)  # null is NaN
+    if not record["finished"]:
+        return Run(folder, config, False, history, {}, pd.DataFrame(columns=PREDICTED))
     names = dict.fromkeys(("path", "target", "predicted", "split"), str)  # a class may be called "NA" or "007"
     predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
     return Run(folder, config, True, history, record["metrics"], predictions)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    save_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
@@ -313,7 +369,7 @@ def _stopping_on_sigterm(checkpoint: Checkpoint) -> Iterator[None]:
     """On SIGTERM let the step finish and be saved; only the main thread can be told."""
 
     def stop(*_: object) -> None:
-        if not checkpoint.attached:  # nothing is trained yet; features are kept as they come
+        if not checkpoint.running:  # no epoch is going on; features are kept as they come
             raise SystemExit(STOPPED)
         checkpoint.stop = True
 

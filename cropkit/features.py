@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -165,7 +165,7 @@ def _write_shard(folder: Path, precision: torch.dtype, keys: list[str], hashes: 
     number = len(_shards(folder, precision))
     while (path := folder / f"{str(precision).removeprefix('torch.')}-{number:06d}.safetensors").exists():
         number += 1
-    replace_file(path, lambda temporary: save_file({"features": torch.from_numpy(vectors)}, temporary, about))
+    replace_file(path, lambda temporary: temporary.write_bytes(save({"features": torch.from_numpy(vectors)}, about)))
 
 
 def _read_shards(

@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ def _explained(
             return function(model, loader, *args, **kwargs)
         except (MemoryError, RuntimeError) as error:
             size = getattr(loader, "batch_size", None) or 1
-            if "DataLoader worker" in str(error):
+            if re.search(r"DataLoader worker \(pid", str(error)):  # is killed, or exited unexpectedly
                 raise RuntimeError(
                     f"a process that reads photos was killed, often because memory ran out ({error}). "
                     "Make the loaders with num_workers=0."
@@ -106,7 +107,7 @@ def fit(
     keep_freed_memory()
     criterion = criterion or nn.CrossEntropyLoss()
     each_step = isinstance(scheduler, OneCycleLR | CyclicLR)
-    position = Position() if checkpoint is None else checkpoint.attach(model, optimizer, scheduler)
+    position = Position() if checkpoint is None else checkpoint.attach(model, optimizer, scheduler, loaders["train"])
     best_weights, interrupted = None, False
     try:
         for epoch in range(position.epoch, epochs + 1):
@@ -151,6 +152,8 @@ def fit(
                 checkpoint.save()
     except KeyboardInterrupt:
         interrupted = True
+    if checkpoint is not None:
+        checkpoint.running = False
     if checkpoint is not None and position.rows:
         checkpoint.load_best(model)
     elif best_weights is not None:

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import cropkit.checkpoints as checkpoints
 from cropkit import DamagedCheckpoint, HeadMismatch, create_model, load_model, make_loaders, predict, save_model, scan
@@ -134,6 +135,27 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.pt", "last.pt.sha256"]
 
 
+def test_who_reads_while_another_saves_changes_nothing(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checked(path, b"old")
+    save_checked(path, b"new")
+    path.rename(tmp_path / "aside")  # the writer is between its two renamings
+    assert load_checked(path) == b"old"
+    assert not path.exists()
+
+
+def test_other_batches_photos_or_classes_are_refused_before_the_first_step(tmp_path, make_photos, model):
+    catalog = split(scan(make_photos({"apple": 10, "pear": 10})))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keeper = checkpoints.Checkpoint(tmp_path / "new" / "run", NAMES)
+    keeper.attach(model, optimizer, None, make_loaders(catalog, model, batch_size=4)["train"])
+    keeper.save()
+    for change, said in (({"batch_size": 8}, "batch_size: 4 then, 8 now"), ({"seed": 1}, "seed: 0 then, 1 now")):
+        loader = make_loaders(catalog, model, **({"batch_size": 4} | change))["train"]
+        with pytest.raises(ValueError, match=said):
+            keeper.attach(model, optimizer, None, loader)
+
+
 def test_a_pickle_that_would_run_code_does_not(tmp_path, model):
     class Canary:
         def __reduce__(self):
@@ -146,5 +168,5 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, model):
     keeper = checkpoints.Checkpoint(tmp_path / "run", NAMES)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        keeper.attach(model, optimizer, None)
+        keeper.attach(model, optimizer, None, DataLoader([0]))
     assert not (tmp_path / "canary").exists()

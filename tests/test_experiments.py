@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,9 @@ def test_another_config_has_another_folder():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**70}, "below 2"),
+        ({"epochs": 1.0}, "epochs is 1.0, but must be a whole number"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, said):
@@ -117,12 +121,58 @@ def test_other_starting_weights_of_the_same_name_are_refused(catalog, tmp_path, 
     torch.save(model.state_dict(), tmp_path / "own.pth")
     config = Config(**(TINY | {"weights": str(tmp_path / "own.pth"), "recipe": "diary"}))
     monkeypatch.setattr(cropkit.experiments, "_train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_experiment(config, catalog, tmp_path)
+    assert not run_experiment(config, catalog, tmp_path).finished
+    monkeypatch.setattr(cropkit.experiments, "file_hash", lambda _: "the same")
+    record = tmp_path / config.name / "config.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"weights_file": "the same"}))
     model.features[0][0].weight.data += 1
     torch.save(model.state_dict(), tmp_path / "own.pth")
     with pytest.raises(ValueError, match="starting_weights: "):
         run_experiment(config, catalog, tmp_path)
+
+
+def test_a_finished_run_of_a_file_that_has_changed_is_not_returned(catalog, tmp_path):
+    model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    config = Config(**(TINY | {"weights": tmp_path / "own.pth", "method": "feature_extraction"}))
+    run_experiment(config, catalog, tmp_path)
+    model.features[0][0].weight.data += 1
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    with pytest.raises(ValueError, match="weights_file: "):
+        run_experiment(config, catalog, tmp_path)
+
+
+def test_numbers_of_numpy_and_equal_configs_have_one_name():
+    config = Config(learning_rate=np.float64(1), seed=np.int64(3), epochs=np.int32(2))
+    assert config.name == Config(learning_rate=1, seed=3, epochs=2).name
+    assert {type(config.learning_rate), type(config.seed), type(config.epochs)} == {float, int}
+
+
+def test_the_order_of_the_rows_does_not_matter(catalog, tmp_path):
+    config = Config(method="from_scratch", **(TINY | {"epochs": 1}))
+    other = catalog.iloc[::-1]
+    assert same(run_experiment(config, catalog, tmp_path / "a"), run_experiment(config, other, tmp_path / "b"))
+
+
+def test_a_catalog_of_training_photos_alone_gives_a_run_without_predictions(catalog, tmp_path):
+    config = Config(method="from_scratch", **(TINY | {"epochs": 1}))
+    for _ in range(2):
+        run = run_experiment(config, catalog[catalog["split"] == "train"], tmp_path)
+        assert run.finished and len(run.predictions) == 0 and run.metrics == {}
+        assert run.history["val_accuracy"].isna().all()
+
+
+def test_a_damaged_record_is_named_and_one_that_is_lost_lets_nothing_old_in(catalog, tmp_path, monkeypatch):
+    whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(cropkit.experiments, "predict", interrupted)
+        run = run_experiment(SCRATCH, catalog, tmp_path / "cut")
+    assert not run.finished and len(run.history) == 2
+    (run.folder / "config.json").write_text("")
+    with pytest.raises(ValueError, match=r"config\.json: is damaged"):
+        run_experiment(SCRATCH, catalog, tmp_path / "cut")
+    (run.folder / "config.json").unlink()
+    assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
 
 
 def interrupted(*_):
@@ -165,8 +215,11 @@ def saved(process, times):
         assert process.stdout.readline()
 
 
-@pytest.mark.parametrize("config", [SCRATCH, Config(**TINY)], ids=["diary", "lp_ft"])
-@pytest.mark.parametrize(("workers", "then", "saves"), [(0, 2, 2), (2, 0, 5), (4, 2, 3)])
+@pytest.mark.parametrize(
+    ("config", "workers", "then", "saves"),
+    [(SCRATCH, 0, 2, 2), (SCRATCH, 2, 0, 5), (SCRATCH, 4, 2, 3), (Config(**TINY), 2, 0, 2)],
+    ids=["diary", "diary to the epoch's end", "diary of four", "lp_ft"],
+)
 def test_after_a_kill_the_same_call_ends_as_if_there_had_been_none(catalog, tmp_path, config, workers, then, saves):
     whole = run_experiment(config, catalog, tmp_path / "whole")
     (tmp_path / "cut" / config.name).mkdir(parents=True)
@@ -181,11 +234,12 @@ def test_after_a_kill_the_same_call_ends_as_if_there_had_been_none(catalog, tmp_
     assert same(whole, again)
 
 
-def test_sigterm_finishes_the_step_saves_and_has_its_own_exit_status(catalog, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_finishes_the_step_saves_and_has_its_own_exit_status(catalog, tmp_path, workers):
     whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
-    with train(catalog, tmp_path / "cut", SCRATCH) as process:
+    with train(catalog, tmp_path / "cut", SCRATCH, workers=workers) as process:
         saved(process, 1)
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # to the processes that read photos as well
         assert process.wait(60) == 75
     assert (tmp_path / "cut" / SCRATCH.name / "last.pt").exists()
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))

@@ -13,6 +13,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cropkit import (
+    BadPhoto,
     Checkpoint,
     create_model,
     evaluate,
@@ -86,6 +87,21 @@ def test_a_batch_that_does_not_fit_into_memory_says_so_and_the_process_goes_on()
     with pytest.raises(MemoryError, match=r"a batch of 4 photos does not fit.*batch_size, such as 2"):
         fit(model, loaders, optimizer, epochs=1)
     assert evaluate(model, loaders["train"])[0] > 0
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        raise BadPhoto("apple/0.jpg", "is damaged")
+
+
+def test_a_bad_photo_in_a_loader_process_is_not_taken_for_a_kill():
+    model = network()
+    with pytest.raises(RuntimeError, match=r"apple/0\.jpg: is damaged") as told:
+        evaluate(model, DataLoader(Broken(), 2, num_workers=1))
+    assert "num_workers=0" not in str(told.value)
 
 
 class Killed(Dataset):

@@ -51,10 +51,9 @@ def test_features_are_what_the_head_receives(model, loaders, precision, toleranc
 
 def test_bfloat16_is_taken_only_where_it_is_right_enough(model, loaders, monkeypatch):
     monkeypatch.setattr(features, "fastest_precision", lambda *args, **kwargs: torch.bfloat16)
-    photos = torch.stack([photo for photo, _ in loaders["train"].dataset])
     for tolerance, expected in ((1.0, torch.bfloat16), (1e-6, torch.float32)):
         monkeypatch.setattr(features, "TOLERANCE", tolerance)
-        assert features._probe(model, model.classifier, photos) is expected
+        assert features.feature_precision(model, loaders["train"]) is expected
 
 
 def test_augmentation_is_left_out(model, make_photos):
