@@ -11,6 +11,7 @@ import time
 import nbformat
 import pytest
 import torch
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -131,3 +132,50 @@ def test_accuracies_on_grocery36(tmp_path, real_data):
         row = json.loads(course.row_file(notebook, method).read_text())
         print(f"\n{method:24s} test {row['test_accuracy']:.3f}, {row['seconds']:.0f} s")
         assert row["test_accuracy"] >= least, method
+
+
+CELL = """
+from cropkit import Config, load_model, run_experiment, scan, split
+catalog = split(scan({root!r}))
+config = Config("mobilenet_v3_small", None, "from_scratch", epochs={epochs}, batch_size=4)
+run = run_experiment(config, catalog, {out!r}, num_workers=2)
+print(run.finished, len(run.history) >= 1, load_model(run.folder / "best.safetensors").metrics["epoch"] >= 1)
+"""
+
+
+def test_an_interrupted_cell_returns_and_the_next_cell_trains(make_photos, tmp_path):
+    root, out = make_photos({"apple": 10, "pear": 10}), tmp_path / "runs"
+    manager = KernelManager()
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        printed = []
+
+        def run(epochs, interrupt):
+            cell = CELL.format(root=str(root), out=str(out), epochs=epochs)
+            asked = client.execute(cell)
+            if interrupt:
+                end = time.monotonic() + 120
+                while not list(out.glob("*/best.safetensors")) and time.monotonic() < end:
+                    time.sleep(0.1)
+                manager.interrupt_kernel()
+            while True:
+                message = client.get_iopub_msg(timeout=120)
+                if message["parent_header"].get("msg_id") != asked:
+                    continue
+                if message["msg_type"] == "stream":
+                    printed.append(message["content"]["text"])
+                assert message["msg_type"] != "error", message["content"]["traceback"]
+                if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                    return
+
+        run(10_000, interrupt=True)
+        run(2, interrupt=False)
+        text = "".join(printed)
+        assert "False True True" in text
+        assert "True True True" in text
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
