@@ -163,7 +163,8 @@ def test_a_catalog_of_training_photos_alone_gives_a_run_without_predictions(cata
 
 
 def test_a_damaged_record_is_named_and_one_that_is_lost_lets_nothing_old_in(catalog, tmp_path, monkeypatch):
-    whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
+    swapped = catalog.assign(label=catalog["label"].map({"apple": "pear", "pear": "apple"}))
+    whole = run_experiment(SCRATCH, swapped, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(cropkit.experiments, "predict", interrupted)
         run = run_experiment(SCRATCH, catalog, tmp_path / "cut")
@@ -172,7 +173,7 @@ def test_a_damaged_record_is_named_and_one_that_is_lost_lets_nothing_old_in(cata
     with pytest.raises(ValueError, match=r"config\.json: is damaged"):
         run_experiment(SCRATCH, catalog, tmp_path / "cut")
     (run.folder / "config.json").unlink()
-    assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
+    assert same(whole, run_experiment(SCRATCH, swapped, tmp_path / "cut"))
 
 
 def interrupted(*_):
