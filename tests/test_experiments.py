@@ -67,6 +67,21 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
     assert same(run, run_experiment(config, catalog, tmp_path / "again", num_workers=2))
 
 
+def test_an_experiment_does_what_fine_tune_does(catalog, tmp_path):
+    run = run_experiment(Config(**TINY), catalog, tmp_path)
+    chosen = json.loads((run.folder / "config.json").read_text())["precision"]
+    torch.manual_seed(0)
+    model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
+    history = cropkit.fine_tune(
+        model,
+        make_loaders(catalog, model, batch_size=4),
+        epochs=2,
+        precision=getattr(torch, chosen["training"]),
+        feature_precision=getattr(torch, chosen["features"]),
+    )
+    assert history["train_loss"].tolist() == run.history["train_loss"].tolist()
+
+
 def test_a_finished_run_is_returned_at_once(catalog, tmp_path, monkeypatch):
     run = run_experiment(SCRATCH, catalog, tmp_path)
     monkeypatch.setattr(cropkit.experiments, "create_model", None)
