@@ -265,9 +265,11 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_blocks_nothing(c
     with train(catalog, tmp_path, SCRATCH) as process:
         saved(process, 1)
         process.send_signal(signal.SIGSTOP)
-        with pytest.raises(BlockingIOError, match="another process trains in it"):
-            run_experiment(SCRATCH, catalog, tmp_path)
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            with pytest.raises(BlockingIOError, match="another process trains in it"):
+                run_experiment(SCRATCH, catalog, tmp_path)
+        finally:  # a stopped process would be waited for without end
+            os.killpg(process.pid, signal.SIGKILL)
     assert run_experiment(SCRATCH, catalog, tmp_path).finished
 
 
