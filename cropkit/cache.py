@@ -19,8 +19,6 @@ from cropkit.photos import BadPhoto, decode_photo, open_photo
 QUALITY = 95  # of the small copies, JPEG with full colour resolution
 SEAL = 128  # bytes of two hexadecimal SHA-256
 WORTH = 1.5  # a photo is kept small if its short side is more than so many times the side that is asked for
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -280,11 +280,8 @@ class Checkpoint:
         if self.stop:
             raise SystemExit(STOPPED)
 
-    def save_best(self, metrics: dict[str, float]) -> None:
-        save_model(self._model, self.best, self.class_names, metrics)
-
-    def keep_best(self, model: nn.Module, metrics: dict[str, float]) -> None:
-        """Save a model that was not trained epoch by epoch."""
+    def save_best(self, model: nn.Module, metrics: dict[str, float]) -> None:
+        """Write ``best.safetensors``, see `save_model`."""
         save_model(model, self.best, self.class_names, metrics)
 
     def forget_last(self) -> None:

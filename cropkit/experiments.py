@@ -224,7 +224,7 @@ def _go_on(
     predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PREDICTED)
     record["metrics"] = _metrics(predictions)
     if config.method == "feature_extraction":
-        checkpoint.keep_best(model, record["metrics"])
+        checkpoint.save_best(model, record["metrics"])
     save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
     record["finished"] = True
     _write_json(folder / RECORD, record)

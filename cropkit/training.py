@@ -132,7 +132,7 @@ def fit(
             if val_accuracy > position.best_accuracy or "val" not in loaders:
                 position.best_accuracy = val_accuracy
                 if checkpoint is not None:
-                    checkpoint.save_best({"epoch": epoch, "val_loss": val_loss, "val_accuracy": val_accuracy})
+                    checkpoint.save_best(model, {"epoch": epoch, "val_loss": val_loss, "val_accuracy": val_accuracy})
                 else:  # a copy: state_dict() alone refers to the weights that the next epoch changes
                     best_weights = copy.deepcopy(model.state_dict())
             if scheduler is not None and not each_step:
