@@ -4,9 +4,22 @@ from cropkit.cache import cache_size, clear_cache
 from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, scan, split
 from cropkit.checkpoints import Checkpoint, DamagedCheckpoint, load_model, save_model
 from cropkit.datasets import CropDataset, make_loaders, transforms_for
-from cropkit.experiments import Config, Run, run_experiment
+from cropkit.experiments import Config, Run, compare_runs, read_runs, run_experiment, run_grid
+from cropkit.explorer import explore
 from cropkit.features import extract_features, fit_head
-from cropkit.interpret import confusion_matrix, most_confused
+from cropkit.interpret import (
+    accuracy,
+    bootstrap_interval,
+    classification_report,
+    confusion_matrix,
+    expected_calibration_error,
+    grad_cam,
+    mcnemar,
+    most_confused,
+    reliability,
+    top_losses,
+    weighted_precision,
+)
 from cropkit.models import (
     HeadMismatch,
     check_head,
@@ -33,11 +46,15 @@ __all__ = [
     "HeadMismatch",
     "MissingWeights",
     "Run",
+    "accuracy",
+    "bootstrap_interval",
     "cache_size",
     "check_head",
     "check_split",
     "class_names",
+    "classification_report",
     "clear_cache",
+    "compare_runs",
     "confusion_matrix",
     "count_parameters",
     "create_model",
@@ -45,6 +62,8 @@ __all__ = [
     "crosshair_pixel",
     "drop_leaks",
     "evaluate",
+    "expected_calibration_error",
+    "explore",
     "extract_features",
     "fastest_precision",
     "fetch",
@@ -56,19 +75,26 @@ __all__ = [
     "freeze_batchnorm",
     "get_classifier",
     "good_photos",
+    "grad_cam",
     "load_model",
     "make_loaders",
     "make_sample",
+    "mcnemar",
     "most_confused",
     "open_photo",
     "predict",
+    "read_runs",
     "read_state_dict",
+    "reliability",
     "reset_classifier",
     "run_experiment",
+    "run_grid",
     "save_model",
     "scan",
     "split",
+    "top_losses",
     "train_one_epoch",
     "transforms_for",
     "unfreeze",
+    "weighted_precision",
 ]

@@ -1,6 +1,7 @@
 """Experiments: one config, one folder, one result that can be had again."""
 
 import hashlib
+import itertools
 import json
 import math
 import operator
@@ -8,9 +9,9 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cropkit.catalog import class_names, good_photos
 from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, save_whole, write_lines
 from cropkit.datasets import make_loaders
 from cropkit.features import extract_features, feature_precision, fit_head
+from cropkit.interpret import bootstrap_interval
 from cropkit.models import create_model, freeze_backbone, get_classifier
 from cropkit.training import DIARY_RATE, fine_tune, fit, predict, training_precision
 
@@ -76,7 +78,9 @@ class Config:
         if self.recipe is None:
             object.__setattr__(self, "recipe", recipes[0])
         if self.recipe not in recipes:
-            raise ValueError(f"recipe {self.recipe!r} is none of {self.method}'s: {', '.join(recipes)}.")
+            raise ValueError(
+                f"recipe {self.recipe!r} is none of {self.method}'s: {', '.join(recipes)} (None takes the first)."
+            )
         if self.method == "from_scratch":
             object.__setattr__(self, "weights", None)
         # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
@@ -158,6 +162,78 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
         lock.release()
 
 
+def run_grid(
+    config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str], *, num_workers: int = 0, **values: Iterable[Any]
+) -> list[Run]:
+    """Run every combination of some fields' values; those that are finished cost nothing.
+
+    ``run_grid(Config(epochs=3), catalog, out, method=["feature_extraction", "fine_tuning"], seed=range(3))`` makes six.
+
+    Args:
+        config: what all runs have in common. Where the method is among the fields, its recipe is each method's default.
+        catalog: as for `run_experiment`.
+        out: as for `run_experiment`.
+        num_workers: as for `run_experiment`.
+        **values: names of `Config`'s fields, and the values that each takes.
+
+    Returns:
+        The runs, the last field varying fastest. After Ctrl-C the last one is unfinished, and the rest is missing; the
+        same call goes on.
+    """
+    if "method" in values and "recipe" not in values:
+        values = {"recipe": [None], **values}
+    configs = [replace(config, **dict(zip(values, one, strict=True))) for one in itertools.product(*values.values())]
+    runs = []
+    for one in configs:  # all of them exist by now: a field that cannot be is found before the first has trained
+        runs.append(run_experiment(one, catalog, out, num_workers=num_workers))
+        if not runs[-1].finished:
+            break
+    return runs
+
+
+def read_runs(out: str | os.PathLike[str]) -> list[Run]:
+    """The runs below a folder, by name; nothing is trained.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    records = sorted(Path(out).expanduser().glob(f"*/{RECORD}"))
+    if not records:
+        raise FileNotFoundError(f"{out}: holds no run. run_experiment(config, catalog, {str(out)!r}) makes one.")
+    return [
+        _read(path.parent, Config(**record["config"]), record)
+        for path in records
+        if (record := _read_record(path.parent))
+    ]
+
+
+def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
+    """What the runs below a folder reached, the best on val first; `plots.comparison` draws it.
+
+    Choose by val, and look at test once, when the choice is made.
+
+    Returns:
+        One row a run, named as its folder: ``method`` and the other fields of `Config` in which the runs differ,
+        ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`), ``seconds`` of
+        training. An unfinished run has NaN.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    rows = []
+    for run in read_runs(out):
+        test = run.predictions[run.predictions["split"] == "test"]
+        low, high = bootstrap_interval(test[["target", "predicted"]]) if len(test) else (math.nan, math.nan)
+        scores = {name: run.metrics.get(name, math.nan) for name in ("val_accuracy", "test_accuracy")}
+        seconds = run.history["seconds"].sum() if run.finished and "seconds" in run.history else math.nan
+        rows.append(
+            {"run": run.folder.name, **asdict(run.config), **scores, "low": low, "high": high, "seconds": seconds}
+        )
+    table = pd.DataFrame(rows).set_index("run")
+    same = [f.name for f in fields(Config) if f.name != "method" and table[f.name].nunique(dropna=False) == 1]
+    return table.drop(columns=same).sort_values("val_accuracy", ascending=False, kind="stable")
+
+
 def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) -> Run:
     catalog = catalog.sort_values("path")  # the order of the rows must not matter
     names = class_names(catalog)
@@ -168,7 +244,7 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
     if begun is not None:
         _refuse_others(folder, begun, record)
         if begun["finished"]:
-            return _read(folder, config, begun)
+            return _read(folder, config, begun | {"root": catalog.attrs.get("root", begun["root"])})
     else:
         checkpoint.forget_last()  # nobody knows of what it is
     threads = torch.get_num_threads()
@@ -176,7 +252,7 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
         with _stopping_on_sigterm(checkpoint):
             return _go_on(config, catalog, folder, num_workers, record, begun, checkpoint)
     except KeyboardInterrupt:
-        return _read(folder, config, {"finished": False, "metrics": {}})
+        return _read(folder, config, {"finished": False})
     finally:
         torch.set_num_threads(threads)
 
@@ -215,6 +291,7 @@ def _go_on(
             record.setdefault("gone_on_in", []).append(here)
     else:
         record |= {"environment": _environment(device), "precision": _choose(config, model, loaders), "finished": False}
+    record["root"] = str(Path(catalog.attrs["root"]).resolve())  # where the photos are now; they may move
     _write_json(folder / RECORD, record)
     history = _train(config, model, loaders, cache, checkpoint, record["precision"])
     write_lines(folder / METRICS, history.to_dict("records"))
@@ -357,6 +434,7 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
         return Run(folder, config, False, history, {}, pd.DataFrame(columns=PREDICTED))
     names = dict.fromkeys(("path", "target", "predicted", "split"), str)  # a class may be called "NA" or "007"
     predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
+    predictions.attrs["root"] = record["root"]
     return Run(folder, config, True, history, record["metrics"], predictions)
 
 

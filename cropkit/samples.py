@@ -31,6 +31,42 @@ from cropkit.progress import progress
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 VERSION = 4  # a new number has every sample drawn anew
+# The crops' names in Traditional Chinese, as the competition has them.
+CHINESE = {
+    "asparagus": "蘆筍",
+    "bambooshoots": "竹筍",
+    "betel": "檳榔",
+    "broccoli": "青花菜",
+    "cauliflower": "花椰菜",
+    "chinesecabbage": "結球白菜",
+    "chinesechives": "韭菜",
+    "custardapple": "番荔枝",
+    "grape": "葡萄",
+    "greenhouse": "溫網室",
+    "greenonion": "蔥",
+    "kale": "甘藍",
+    "lemon": "檸檬",
+    "lettuce": "萵苣",
+    "litchi": "荔枝",
+    "longan": "龍眼",
+    "loofah": "絲瓜",
+    "mango": "芒果",
+    "onion": "洋蔥",
+    "others": "非作物",
+    "papaya": "木瓜",
+    "passionfruit": "百香果",
+    "pear": "梨",
+    "pennisetum": "狼尾草",
+    "redbeans": "紅豆",
+    "roseapple": "蓮霧",
+    "sesbania": "田菁",
+    "soybeans": "毛豆",
+    "sunhemp": "太陽麻",
+    "sweetpotato": "甘藷",
+    "taro": "芋",
+    "tea": "茶",
+    "waterbamboo": "茭白筍",
+}
 MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
 SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
 ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side

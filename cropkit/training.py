@@ -372,7 +372,8 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
 
     Returns:
         One row a photo: ``path``, ``target`` and ``predicted`` (class names), ``probability`` (of the predicted class),
-        ``loss`` (cross-entropy, natural logarithm), and one column ``p_<class>`` a class with its probability.
+        ``loss`` (cross-entropy, natural logarithm), and one column ``p_<class>`` a class with its probability;
+        ``attrs["root"]`` is the folder that the paths are relative to.
 
     Raises:
         HeadMismatch: if the model's outputs are not the data's classes.
@@ -404,7 +405,9 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
         }
     )
     columns = pd.DataFrame(log_probabilities.exp().numpy(), columns=[f"p_{name}" for name in names])
-    return pd.concat([table, columns], axis=1)
+    table = pd.concat([table, columns], axis=1)
+    table.attrs["root"] = str(dataset.root)  # type: ignore[attr-defined]
+    return table
 
 
 def _class_names(loader: DataLoader) -> list[str] | None:

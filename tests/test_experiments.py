@@ -11,7 +11,18 @@ import pytest
 import torch
 
 import cropkit
-from cropkit import Config, load_model, make_loaders, predict, run_experiment, scan, split
+from cropkit import (
+    Config,
+    compare_runs,
+    load_model,
+    make_loaders,
+    predict,
+    read_runs,
+    run_experiment,
+    run_grid,
+    scan,
+    split,
+)
 
 TINY = {"arch": "mobilenet_v3_small", "weights": None, "epochs": 2, "batch_size": 4}
 SCRATCH = Config(method="from_scratch", **TINY)
@@ -317,3 +328,61 @@ def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(catalog, tmp
     assert process.returncode == 1
     assert "disk full" in error
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
+
+
+HEAD = Config(method="feature_extraction", recipe="diary", **TINY)
+
+
+def test_a_grid_runs_every_combination_and_repeats_none(catalog, tmp_path):
+    runs = run_grid(HEAD, catalog, tmp_path, method=["feature_extraction", "from_scratch"], seed=range(2))
+    methods = [(run.config.method, run.config.recipe, run.config.seed) for run in runs]
+    first, second = ("feature_extraction", "logistic"), ("from_scratch", "diary")
+    assert methods == [(*first, 0), (*first, 1), (*second, 0), (*second, 1)]
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/*.safetensors"))]
+    again = run_grid(HEAD, catalog, tmp_path, method=["feature_extraction", "from_scratch"], seed=range(2))
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/*.safetensors"))] == times
+    assert all(same(one, other) for one, other in zip(runs, again, strict=True))
+
+
+def test_a_field_that_cannot_be_is_found_before_a_grid_trains(catalog, tmp_path):
+    with pytest.raises(ValueError, match="epochs is 0"):
+        run_grid(HEAD, catalog, tmp_path, epochs=[1, 0])
+    assert not any(tmp_path.glob("*/config.json"))
+
+
+def test_a_grid_stops_where_it_is_interrupted_and_goes_on(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(cropkit.experiments, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    runs = run_grid(HEAD, catalog, tmp_path, seed=range(3))
+    assert [run.finished for run in runs] == [False]
+    monkeypatch.undo()
+    assert compare_runs(tmp_path)["test_accuracy"].isna().all()
+    runs = run_grid(HEAD, catalog, tmp_path, seed=range(3))
+    assert [run.finished for run in runs] == [True] * 3
+
+
+def test_runs_are_compared_by_val_with_what_they_differ_in(catalog, tmp_path):
+    runs = run_grid(HEAD, catalog, tmp_path, learning_rate=[1e-6, 0.5], epochs=[2])
+    table = compare_runs(tmp_path)
+    assert list(table) == ["method", "learning_rate", "val_accuracy", "test_accuracy", "low", "high", "seconds"]
+    assert table["val_accuracy"].is_monotonic_decreasing
+    for run in runs:
+        row = table.loc[run.folder.name]
+        assert row["learning_rate"] == run.config.learning_rate
+        assert row["test_accuracy"] == run.metrics["test_accuracy"]
+        test = run.predictions[run.predictions["split"] == "test"]
+        assert (row["low"], row["high"]) == cropkit.bootstrap_interval(test)
+        assert row["seconds"] == run.history["seconds"].sum()
+    read = read_runs(tmp_path)
+    assert {run.folder.name: run.config for run in read} == {run.folder.name: run.config for run in runs}
+    assert all(same(run, {r.folder: r for r in read}[run.folder]) for run in runs)
+
+
+def test_a_folder_without_runs_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        compare_runs(tmp_path)
+
+
+def test_predictions_of_a_run_know_their_photos(catalog, tmp_path):
+    run = run_experiment(HEAD, catalog, tmp_path)
+    for predictions in (run.predictions, read_runs(tmp_path)[0].predictions):
+        assert cropkit.explore(predictions).html.count("<img") == len(predictions)

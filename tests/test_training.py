@@ -4,20 +4,17 @@ import math
 import pandas as pd
 import pytest
 import torch
-from sklearn import metrics
 from torch import nn, optim
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from cropkit import (
     HeadMismatch,
-    confusion_matrix,
     create_model,
     evaluate,
     fine_tune,
     fit,
     freeze_backbone,
     make_loaders,
-    most_confused,
     predict,
     reset_classifier,
     scan,
@@ -161,16 +158,6 @@ def test_predict_describes_every_photo_in_order_even_of_a_shuffled_loader(resnet
     loss, accuracy = evaluate(model, loader)
     assert math.isclose(table["loss"].mean(), loss, rel_tol=1e-4)
     assert (table["target"] == table["predicted"]).mean() == accuracy
-
-
-def test_rows_of_the_confusion_matrix_are_the_true_class():
-    true, said = ["a", "a", "a", "b", "c"], ["b", "b", "a", "b", "a"]
-    table = pd.DataFrame({"target": true, "predicted": said, "p_a": 0.0, "p_b": 0.0, "p_c": 0.0})
-    matrix = confusion_matrix(table)
-    assert matrix.loc["a", "b"] == 2
-    assert (matrix.to_numpy() == metrics.confusion_matrix(true, said)).all()
-    assert most_confused(table).iloc[0].tolist() == ["a", "b", 2]
-    assert len(most_confused(table)) == 2
 
 
 def test_keeping_freed_memory_says_whether_it_took_effect():

@@ -1,0 +1,226 @@
+"""The confusion matrix one can click: each cell opens, and there are its photos.
+
+The page is one table with inline styles and one ``<details>`` a cell, for JupyterLab takes scripts, style sheets and
+ids out of a notebook that is not trusted. So it works offline, there, and in an exported page.
+"""
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+
+from cropkit.datasets import photo_threads
+from cropkit.interpret import classes_of, confusion_matrix, similarity_order
+from cropkit.photos import BadPhoto, contain, open_photo
+
+# Pixels. A panel of photos hangs below its row, or above it where it would leave the page, so heights must be known.
+THUMBNAIL, ROW, LETTER = 96, 24, 7
+PITCH = ROW + 1  # a row and its line
+PHOTO_WIDTH, PHOTO_HEIGHT, PHOTOS_A_ROW, HEADING = 128, THUMBNAIL + 44, 6, 44
+RIGHT, WRONG = "0,114,178", "230,159,0"  # Okabe and Ito's blue and orange, which colour-blind readers tell apart
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A page of HTML that Jupyter shows.
+
+    Attributes:
+        html: needs nothing beside itself.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def explore(
+    predictions: pd.DataFrame,
+    *,
+    classes: Iterable[str] | None = None,
+    order: str = "similarity",
+    per_cell: int = 12,
+    live: bool = False,
+    root: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Show the confusion matrix as a table whose cells open and show their photos, the largest loss first.
+
+    Args:
+        predictions: from `predict` or of a `Run`.
+        classes: only photos of these classes, or taken for one of them; None for all.
+        order: ``"similarity"`` puts classes that the model finds alike side by side, ``"name"`` keeps its order.
+        per_cell: photos shown of a cell, at most; the number of all of them is said.
+        live: with controls (ipywidgets): classes, part of a path, counts or shares, least confidence.
+        root: the folder that the paths are relative to; None for the one that the table remembers.
+
+    Returns:
+        An `Explorer`, or with `live` a widget; Jupyter shows either as the last value of a cell.
+
+    Raises:
+        ValueError: if a class or the order is unknown, or nobody knows where the photos are.
+        ImportError: if `live` lacks ipywidgets.
+    """
+    if predictions.empty:
+        raise ValueError("there are no predictions to show.")
+    root = root or predictions.attrs.get("root")
+    if root is None:
+        raise ValueError("the predictions do not say where their photos are. Give root=<folder that holds them>.")
+    if order not in ("similarity", "name"):
+        raise ValueError(f"order is {order!r}, but must be 'similarity' or 'name'.")
+    names = similarity_order(predictions) if order == "similarity" else classes_of(predictions)
+    chosen = [] if classes is None else [classes] if isinstance(classes, str) else list(classes)
+    for name in chosen:
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            raise ValueError(f"{name!r} is no class here.{f' Did you mean {near[0]!r}?' if near else ''}")
+    thumbnail = lru_cache(maxsize=None)(_thumbnail)
+
+    def page(some: pd.DataFrame, chosen: list[str], normalize: str | None = None) -> str:
+        if chosen:
+            some = some[some["target"].isin(chosen) | some["predicted"].isin(chosen)]
+            met = {*chosen, *some["target"], *some["predicted"]}
+            return _page(some, [name for name in names if name in met], Path(root), per_cell, normalize, thumbnail)
+        return _page(some, names, Path(root), per_cell, normalize, thumbnail)
+
+    if not live:
+        return Explorer(page(predictions, chosen))
+    try:
+        import ipywidgets as widgets
+    except ImportError as error:
+        raise ImportError("live=True needs ipywidgets: pip install ipywidgets") from error
+    wide = {"description_width": "9em"}
+    pick = widgets.SelectMultiple(options=sorted(names), value=chosen, description="classes", rows=5, style=wide)
+    find = widgets.Text(description="path contains", continuous_update=False, style=wide)
+    normalize = widgets.ToggleButtons(
+        options=[("counts", None), ("% of row", "true"), ("% of column", "predicted")], description="show", style=wide
+    )
+    least = widgets.FloatSlider(
+        min=0, max=1, step=0.05, description="confidence from", continuous_update=False, style=wide
+    )
+    shown = widgets.HTML()
+
+    def show(_: object = None) -> None:
+        keep = predictions["path"].str.contains(find.value, case=False, regex=False)
+        shown.value = page(
+            predictions[keep & (predictions["probability"] >= least.value)], list(pick.value), normalize.value
+        )
+
+    for control in (pick, find, normalize, least):
+        control.observe(show, "value")
+    show()
+    return widgets.VBox([widgets.HBox([pick, widgets.VBox([find, normalize, least])]), shown])
+
+
+def _page(
+    predictions: pd.DataFrame, names: list[str], root: Path, per_cell: int, normalize: str | None, thumbnail: Any
+) -> str:
+    """The table, its rows and columns in the order of `names`."""
+    counts = confusion_matrix(predictions).loc[names, names]
+    shares = confusion_matrix(predictions, normalize="true").loc[names, names]
+    numbers = counts if normalize is None else confusion_matrix(predictions, normalize=normalize).loc[names, names]
+    worst = predictions.sort_values("loss", ascending=False, kind="stable")
+    cells = {pair: photos.head(per_cell) for pair, photos in worst.groupby(["target", "predicted"], sort=False)}
+    with photo_threads() as threads:
+        paths = [path for photos in cells.values() for path in photos["path"]]
+        pictures = dict(zip(paths, threads.map(lambda path: thumbnail(root / path), paths), strict=True))
+    top = 50 + LETTER * max(map(len, names))  # where the rows begin: below the sentence and the columns' names
+    group, bottom = uuid4().hex, top + PITCH * len(names)
+    height = bottom
+    lines = []
+    for row, true in enumerate(names):
+        line = [f'<th scope="row" style="{_NAME}">{_text(true)}</th>']
+        for predicted in names:
+            if not (count := counts.at[true, predicted]):
+                line.append(f'<td style="{_CELL}"></td>')
+                continue
+            photos, share = cells[true, predicted], shares.at[true, predicted]
+            tall = HEADING + PHOTO_HEIGHT * math.ceil(len(photos) / PHOTOS_A_ROW)
+            above, below = top + PITCH * row - tall, top + PITCH * (row + 1) + tall
+            up = below > bottom and above >= 0
+            height = height if up else max(height, below)
+            number = str(count) if normalize is None else f"{100 * numbers.at[true, predicted]:.0f}"
+            colour = f"rgba({RIGHT if true == predicted else WRONG},{0.14 + 0.5 * share**0.5:.2f})"
+            said = f"{count} {'photo' if count == 1 else 'photos'} of {_text(true)} taken for {_text(predicted)}"
+            panel = _panel(said, photos, count, pictures, tall, -tall - ROW if up else 0)
+            summary = f'<summary style="{_SUMMARY}" title="{said}" aria-label="{said}">{number}</summary>'
+            details = f'<details name="{group}">{summary}{panel}</details>'
+            line.append(f'<td style="{_CELL};background-color:{colour}">{details}</td>')
+        lines.append(f'<tr style="background-color:transparent">{"".join(line)}</tr>')
+    heads = "".join(
+        f'<th scope="col" style="{_HEAD}"><div style="{_TURNED}">{_text(name)}</div></th>' for name in names
+    )
+    right = (predictions["target"] == predictions["predicted"]).sum()
+    sentence = (
+        f"{len(predictions):,} photos, {right:,} right. Rows: true class. Columns: predicted class. "
+        "Open a cell to see its photos, the largest loss first."
+    )
+    return (
+        f'<div style="position:relative;min-height:{height}px;min-width:{PHOTO_WIDTH * PHOTOS_A_ROW + 40}px">'
+        f'<div style="height:40px;line-height:20px;font-size:13px">{sentence}</div>'
+        f'<table style="{_TABLE}"><thead><tr><td style="border:none"></td>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+_TABLE = "border-collapse:collapse;table-layout:auto;font-size:11px;margin:0;width:auto"
+_NAME = f"height:{ROW}px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;white-space:nowrap;border:none"
+_HEAD = "padding:0px;border:none;vertical-align:bottom;text-align:center;font-weight:400"
+# Letters below each other where writing-mode is taken away.
+_TURNED = "writing-mode:vertical-rl;margin:0px auto;width:12px;line-height:12px;word-break:break-all;padding-bottom:4px"
+_CELL = (
+    f"width:{ROW - 2}px;min-width:{ROW - 2}px;height:{ROW}px;padding:0px;text-align:center;"
+    "border:1px solid rgba(128,128,128,0.25)"
+)
+_SUMMARY = f"display:block;height:{ROW - 2}px;line-height:{ROW - 2}px;cursor:pointer"
+_FIT = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+
+
+def _panel(said: str, photos: pd.DataFrame, count: int, pictures: dict[str, str], tall: int, lift: int) -> str:
+    """The photos of one cell, over the table; its colours are its own, since it must cover in either theme."""
+    some = "" if len(photos) == count else f", {len(photos)} of them shown"
+    wide = PHOTO_WIDTH * min(max(len(photos), 4), PHOTOS_A_ROW)
+    figures = []
+    for row in photos.itertuples():
+        picture = pictures[row.path]
+        if picture.startswith("data:"):
+            alt = f"{_text(row.target)}, taken for {_text(row.predicted)}"
+            picture = f'<img src="{picture}" alt="{alt}" style="max-width:{THUMBNAIL}px;margin:0px">'
+        figures.append(
+            f'<div style="width:{PHOTO_WIDTH - 8}px;height:{PHOTO_HEIGHT - 4}px;margin:0px 4px">'
+            f'<div style="height:{THUMBNAIL + 2}px">{picture}</div>'
+            f"<div>{row.probability:.0%} sure, loss {row.loss:.2f}</div>"
+            f'<div title="{_text(row.path)}" style="{_FIT}">{_text(Path(row.path).name)}</div></div>'
+        )
+    return (
+        f'<div style="position:absolute;left:4px;z-index:9;width:{wide}px;height:{tall - 12}px;'
+        f"margin-top:{lift}px;padding:6px 6px 4px 6px;overflow:auto;background-color:#f7f7f7;color:#1a1a1a;"
+        'border:1px solid #767676;text-align:left;font-size:11px;line-height:15px">'
+        f'<div style="height:24px;font-size:13px;line-height:20px"><b>{said}</b>{some}, the largest loss first</div>'
+        f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div></div>'
+    )
+
+
+def _thumbnail(path: Path) -> str:
+    """A small JPEG as a data address, or in words why there is none."""
+    try:
+        photo = contain(open_photo(path, min_side=THUMBNAIL), THUMBNAIL)
+    except BadPhoto as error:
+        return _text(error.reason)
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=65)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _text(text: str) -> str:
+    """Safe in HTML; a file's name may hold bytes that are no text."""
+    return html.escape(str(text).encode("utf-8", "replace").decode())
