@@ -7,6 +7,7 @@ Three environment variables decide, and they are read here and nowhere else:
 - ``CROPKIT_FAST=1``: everything tiny, to see in a minute whether a notebook runs.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 
 from cropkit import samples
 from cropkit.catalog import check_split, drop_leaks, good_photos, scan, split
+from cropkit.checkpoints import save_whole
 from cropkit.memory import keep_freed_memory
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -93,6 +95,24 @@ def with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
     return catalog
 
 
+def runs_folder(notebook: str, catalog: pd.DataFrame) -> Path:
+    """A folder for a notebook's experiments on these photos; other photos, or fast mode, get another one."""
+    photos = catalog.sort_values("path")[["path", "sha256", "label", "split"]]
+    return OUT / notebook / hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:8]
+
+
+# What else stands on the course's closing page: a piece of HTML, and its title.
+PAGES = {"comparison": "Methods compared (06)", "matrix": "What was mixed up (07)"}
+
+
+def keep_page(name: str, html: str) -> None:
+    """Leave a piece of HTML, one of `PAGES`, for the course's closing page."""
+    if name not in PAGES:
+        raise ValueError(f"{name!r} is no piece of the closing page; known are {', '.join(PAGES)}.")
+    OUT.mkdir(parents=True, exist_ok=True)
+    save_whole(OUT / f"{name}.html", html)
+
+
 # The rows of the course's closing table: the notebook and the method that it records.
 ROWS = (
     ("04_feature_extraction", "feature extraction"),
@@ -120,7 +140,4 @@ def record(notebook: str, method: str, trainable: int, test_accuracy: float, sec
         raise ValueError(f"{notebook!r} with {method!r} is no row of the closing table; known are {ROWS}.")
     row = {"model": ARCH, "method": method, "trainable": trainable, "test_accuracy": test_accuracy, "seconds": seconds}
     OUT.mkdir(parents=True, exist_ok=True)
-    path = row_file(notebook, method)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(row), encoding="utf-8")
-    temporary.replace(path)
+    save_whole(row_file(notebook, method), json.dumps(row))

@@ -1,3 +1,5 @@
+import importlib.util
+
 import pandas as pd
 import pytest
 
@@ -61,3 +63,24 @@ def test_only_rows_of_the_table_can_be_recorded(tmp_path, monkeypatch):
         course.record("04_feature_extraction", "magic", 1, 0.5, 1.0)
     course.record(*course.ROWS[0], 1, 0.5, 1.0)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_the_closing_page_shows_what_the_notebooks_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "OUT", tmp_path)
+    with pytest.raises(ValueError, match="known are comparison, matrix"):
+        course.keep_page("elsewhere", "")
+    course.keep_page("matrix", "<table>the matrix</table>")
+    spec = importlib.util.spec_from_file_location("run_course", course.FOLDER / "tools" / "run_course.py")
+    run_course = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_course)
+    page = run_course.index_page({}, run_course.results())
+    assert "<table>the matrix</table>" in page
+    assert page.count("<p class=failed>missing</p>") == 1  # the comparison
+
+
+def test_other_photos_get_another_folder_for_runs(make_photos):
+    catalog = scan(make_photos({"apple": 3, "pear": 3})).assign(split="train")
+    folder = course.runs_folder("06", catalog)
+    assert course.runs_folder("06", catalog.sample(frac=1, random_state=0)) == folder
+    assert len({folder, course.runs_folder("06", catalog.head(4)), course.runs_folder("07", catalog)}) == 3
+    assert course.runs_folder("06", catalog.assign(split="val")) != folder

@@ -177,6 +177,8 @@ def test_the_fitted_head_is_the_models_own(make_photos, tmp_path, classes):
     table = fit_head(model, data)
     assert table["chosen"].sum() == 1
     assert table.loc[table["chosen"], "val_accuracy"].item() == table["val_accuracy"].max()
+    equals = table[table["val_accuracy"] == table["val_accuracy"].max()]
+    assert len(equals) > 1 and table.loc[table["chosen"], "val_loss"].item() == equals["val_loss"].min()
     _, accuracy = evaluate(model, loaders["val"])
     assert abs(accuracy - table["val_accuracy"].max()) < 1e-6
     predictions = predict(model, loaders["test"])

@@ -108,16 +108,25 @@ def index_page(failures: dict[str, str], table: list[list[str]]) -> str:
     rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in
             zip(table, ["th"] + ["td"] * len(table), strict=False)]  # fmt: skip
     kind = " (fast mode: few photos, one epoch; the accuracies mean nothing)" if course.FAST else ""
+    pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in course.PAGES.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>cropkit: the course</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
 ul {{ padding: 0; }} li {{ margin: .8rem 0; list-style: none; }} li a {{ font-weight: 600; }} li p {{ margin: 0; }}
 table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-align: left; }}
-.failed {{ color: #b00020; }} @media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
+.failed {{ color: #b00020; }} .wide {{ overflow-x: auto; width: min(64rem, 94vw); }} .wide table {{ font-size: .8rem; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
 a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
 <h1>cropkit: the course</h1><ul>{"".join(items)}</ul>
-<h2>What was trained{kind}</h2><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></html>
+<h2>What was trained{kind}</h2><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>
+{pieces}</html>
 """
+
+
+def piece(name: str) -> str:
+    """A piece of HTML that a notebook left in this run."""
+    file = course.OUT / f"{name}.html"
+    return file.read_text(encoding="utf-8") if file.exists() else "<p class=failed>missing</p>"
 
 
 def main() -> int:

@@ -1,0 +1,178 @@
+"""Notebook 07 in a real JupyterLab and a real browser: what a learner clicks is what a learner sees."""
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from cropkit import course, good_photos, open_photo, scan
+from cropkit.explorer import THUMBNAIL
+from cropkit.photos import contain
+
+NOTEBOOK = course.FOLDER / "notebooks" / "07_read_the_confusion_matrix.ipynb"
+WAIT = 120_000  # ms; what is waited for comes long before, but on a loaded machine
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the notebook, and beside it some crops of its own, so that no other test trains in its place."""
+    from cropkit.samples import DATA, make_sample
+
+    folder = tmp_path_factory.mktemp("lab")
+    sample = make_sample(DATA / "sample-fast", photos_per_class=5)
+    for crop in ("broccoli", "kale", "litchi", "longan", "mango", "pear"):
+        for part in ("train", "val", "test"):
+            shutil.copytree(sample / part / crop, folder / "photos" / part / crop)
+    shutil.copy(NOTEBOOK, folder / "07.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    """The address of a JupyterLab whose root is that folder, with its token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(8)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]
+    command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
+    environment = os.environ | {"CROPKIT_FAST": "1", "CROPKIT_DATA": str(folder / "photos"), "CROPKIT_ARCH": ""}
+    with open(folder / "lab.log", "wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={token}", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None, (folder / "lab.log").read_text()
+                time.sleep(0.1)
+        yield lambda path: f"{address}/lab/tree/{path}?token={token}&reset"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def open_page(browser, address):
+    """A page, and the list of other hosts that it asks for anything."""
+    page, strangers = browser.new_page(viewport={"width": 1366, "height": 768}), []
+
+    def look(request):
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob", "file") and parts.hostname != "127.0.0.1":
+            strangers.append(request.url)
+
+    page.on("request", look)
+    page.goto(address)
+    return page, strangers
+
+
+def check_some_cells(page, folder):
+    """Open the first and the last cell of the matrix; by their pixels their photos are of the class that it says."""
+    photos = {
+        f"{row.label}/{Path(row.path).name}": contain(open_photo(folder / "photos" / row.path), THUMBNAIL)
+        for row in good_photos(scan(folder / "photos")).itertuples()
+    }
+    cells = page.locator("table:has(details)").first.locator("details")
+    cells.first.wait_for(state="attached", timeout=WAIT)
+    for cell in (cells.first, cells.last):
+        summary = cell.locator("summary")
+        count, true = re.match(r"(\d+) photos? of (.*) taken for", summary.get_attribute("title")).groups()
+        images = cell.locator("img")
+        assert not images.first.is_visible()
+        summary.focus()
+        summary.press("Enter")  # a keyboard is enough
+        images.first.wait_for(state="visible", timeout=WAIT)
+        box = images.first.bounding_box()
+        assert box["width"] > 40 and box["height"] > 40
+        assert images.count() == min(int(count), 12)
+        for image in images.all():
+            data = image.get_attribute("src").split("base64,")[1]
+            seen = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert image.evaluate("image => image.complete && image.naturalWidth") == seen.width
+            shape = [name for name, photo in photos.items() if photo.size == seen.size]
+            nearest = min(
+                shape, key=lambda name: np.abs(np.asarray(photos[name], float) - np.asarray(seen, float)).mean()
+            )
+            assert nearest.split("/")[0] == true
+        summary.press("Enter")
+        images.first.wait_for(state="hidden", timeout=WAIT)
+
+
+def test_a_learner_runs_notebook_07_and_opens_cells_of_the_matrix(browser, lab, folder):
+    page, strangers = open_page(browser, lab("07.ipynb"))
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=WAIT)
+    page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=WAIT)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.locator(".jp-RenderedHTMLCommon details").first.wait_for(state="attached", timeout=WAIT)
+    page.locator(".jp-RenderedHTMLCommon details").first.scroll_into_view_if_needed()
+    check_some_cells(page, folder)
+    # Saved only when the last cell has run, so that what is exported below is whole.
+    saved = folder / "07.ipynb"
+    for _ in range(WAIT // 1000):
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1000)
+        code = [cell for cell in nbformat.read(saved, as_version=4).cells if cell.cell_type == "code"]
+        if all(cell.execution_count for cell in code if cell.source.strip()):
+            break
+    outputs = [output for cell in code for output in cell.outputs]
+    assert all(cell.execution_count for cell in code)
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert strangers == []
+    page.close()
+
+
+def test_the_matrix_works_in_a_notebook_that_is_not_trusted(browser, lab, folder):
+    notebook = json.loads((folder / "07.ipynb").read_text(encoding="utf-8"))
+    notebook["cells"][0]["source"] = "another hand was here"  # so that the signature does not fit
+    (folder / "untrusted.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    page, strangers = open_page(browser, lab("untrusted.ipynb"))
+    page.locator(".jp-RenderedHTMLCommon details").first.wait_for(state="attached", timeout=WAIT)
+    assert page.locator("summary[aria-label]").count() == 0  # JupyterLab took away what it does not know
+    page.locator(".jp-RenderedHTMLCommon details").first.scroll_into_view_if_needed()
+    check_some_cells(page, folder)
+    assert strangers == []
+    page.close()
+
+
+def test_the_exported_page_works_without_jupyter(browser, lab, folder):
+    spec = importlib.util.spec_from_file_location("run_course", course.FOLDER / "tools" / "run_course.py")
+    run_course = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_course)
+    html, _ = run_course.html_exporter().from_notebook_node(nbformat.read(folder / "07.ipynb", as_version=4))
+    Path(folder / "07.html").write_text(html, encoding="utf-8")
+    page, strangers = open_page(browser, (folder / "07.html").as_uri())
+    check_some_cells(page, folder)
+    assert strangers == []
+    page.close()
