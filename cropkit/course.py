@@ -95,10 +95,24 @@ def with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
     return catalog
 
 
+def some_photos(catalog: pd.DataFrame, classes: int, photos: int = 40) -> pd.DataFrame:
+    """A small part of a catalog for quick experiments, always the same one.
+
+    Args:
+        catalog: from `load_catalog`.
+        classes: how many at most; those with photos in train, val and test come first.
+        photos: of each class in each part, at most.
+    """
+    parts = catalog.groupby("label")["split"].nunique().sort_values(ascending=False, kind="stable")
+    chosen = catalog[catalog["label"].isin(parts.index[:classes])].sample(frac=1, random_state=0)
+    return chosen[chosen.groupby(["label", "split"]).cumcount() < photos].sort_index()
+
+
 def runs_folder(notebook: str, catalog: pd.DataFrame) -> Path:
-    """A folder for a notebook's experiments on these photos; other photos, or fast mode, get another one."""
+    """A folder for a notebook's experiments on these photos; other photos, or another model, get another one."""
     photos = catalog.sort_values("path")[["path", "sha256", "label", "split"]]
-    return OUT / notebook / hashlib.sha256(photos.to_csv(index=False).encode()).hexdigest()[:8]
+    what = ARCH + photos.to_csv(index=False)
+    return OUT / notebook / hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 # What else stands on the course's closing page: a piece of HTML, and its title.

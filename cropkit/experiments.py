@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -115,6 +116,7 @@ class Run:
         finished: False if it was interrupted; the same call goes on.
         history: one row an epoch as from `fit`, or one a strength as from `fit_head`.
         metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
+        seconds: at work, features included; without what was lost to a kill.
         predictions: of val and test as from `predict`, with a column ``split``.
     """
 
@@ -124,6 +126,7 @@ class Run:
     history: pd.DataFrame
     metrics: dict[str, float]
     predictions: pd.DataFrame
+    seconds: float
 
 
 def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str], *, num_workers: int = 0) -> Run:
@@ -170,7 +173,7 @@ def run_grid(
     ``run_grid(Config(epochs=3), catalog, out, method=["feature_extraction", "fine_tuning"], seed=range(3))`` makes six.
 
     Args:
-        config: what all runs have in common. Where the method is among the fields, its recipe is each method's default.
+        config: what all runs have in common. Where the method is among the fields, each has its default recipe.
         catalog: as for `run_experiment`.
         out: as for `run_experiment`.
         num_workers: as for `run_experiment`.
@@ -179,9 +182,17 @@ def run_grid(
     Returns:
         The runs, the last field varying fastest. After Ctrl-C the last one is unfinished, and the rest is missing; the
         same call goes on.
+
+    Raises:
+        ValueError: if a field cannot be what it is, or its values are not listed; before anything is trained.
     """
-    if "method" in values and "recipe" not in values:
+    for name, each in values.items():
+        if isinstance(each, str) or not isinstance(each, Iterable):
+            raise ValueError(f"{name} is {each!r}, but a grid needs a list of values: {name}=[{each!r}].")
+    if "method" in values:  # these two follow from a method, so the first one's must not stay for the others
         values = {"recipe": [None], **values}
+        if config.method == "from_scratch":
+            values = {"weights": [Config.weights], **values}
     configs = [replace(config, **dict(zip(values, one, strict=True))) for one in itertools.product(*values.values())]
     runs = []
     for one in configs:  # all of them exist by now: a field that cannot be is found before the first has trained
@@ -196,15 +207,24 @@ def read_runs(out: str | os.PathLike[str]) -> list[Run]:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if a folder there holds something else, or is damaged.
     """
-    records = sorted(Path(out).expanduser().glob(f"*/{RECORD}"))
-    if not records:
+    return [run for run, _ in _read_all(out)]
+
+
+def _read_all(out: str | os.PathLike[str]) -> list[tuple[Run, dict[str, Any]]]:
+    """The runs below a folder, each with its record."""
+    folders = [path.parent for path in sorted(Path(out).expanduser().glob(f"*/{RECORD}"))]
+    if not folders:
         raise FileNotFoundError(f"{out}: holds no run. run_experiment(config, catalog, {str(out)!r}) makes one.")
-    return [
-        _read(path.parent, Config(**record["config"]), record)
-        for path in records
-        if (record := _read_record(path.parent))
-    ]
+    runs = []
+    for folder in folders:
+        record: Any = _read_record(folder)
+        try:
+            runs.append((_read(folder, Config(**record["config"]), record), record))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: is no run of this version ({error!r}). Move it elsewhere.") from error
+    return runs
 
 
 def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
@@ -214,20 +234,26 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     Returns:
         One row a run, named as its folder: ``method`` and the other fields of `Config` in which the runs differ,
-        ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`), ``seconds`` of
-        training. An unfinished run has NaN.
+        ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`), ``seconds``.
+        An unfinished run has NaN.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if they saw different photos, or a folder there holds something else.
     """
-    rows = []
-    for run in read_runs(out):
+    rows, runs = [], _read_all(out)
+    first, seen = runs[0][0].folder.name, runs[0][1]["data"]
+    for run, record in runs:
+        if record["data"] != seen:
+            raise ValueError(
+                f"{out}: {run.folder.name} saw other photos, or other parts of them, than {first}, so they cannot be "
+                "compared. Give each collection of photos a folder of its own for runs."
+            )
         test = run.predictions[run.predictions["split"] == "test"]
         low, high = bootstrap_interval(test[["target", "predicted"]]) if len(test) else (math.nan, math.nan)
         scores = {name: run.metrics.get(name, math.nan) for name in ("val_accuracy", "test_accuracy")}
-        seconds = run.history["seconds"].sum() if run.finished and "seconds" in run.history else math.nan
         rows.append(
-            {"run": run.folder.name, **asdict(run.config), **scores, "low": low, "high": high, "seconds": seconds}
+            {"run": run.folder.name, **asdict(run.config), **scores, "low": low, "high": high, "seconds": run.seconds}
         )
     table = pd.DataFrame(rows).set_index("run")
     same = [f.name for f in fields(Config) if f.name != "method" and table[f.name].nunique(dropna=False) == 1]
@@ -244,7 +270,10 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
     if begun is not None:
         _refuse_others(folder, begun, record)
         if begun["finished"]:
-            return _read(folder, config, begun | {"root": catalog.attrs.get("root", begun["root"])})
+            if begun["root"] != (root := _root(catalog)):  # the photos have moved
+                begun["root"] = root
+                _write_json(folder / RECORD, begun)
+            return _read(folder, config, begun)
     else:
         checkpoint.forget_last()  # nobody knows of what it is
     threads = torch.get_num_threads()
@@ -267,6 +296,7 @@ def _go_on(
     checkpoint: Checkpoint,
 ) -> Run:
     """Train from the beginning, or from where it was cut off, to the end."""
+    start = time.perf_counter()
     if begun is not None:  # another number of threads adds up in another order
         torch.set_num_threads(begun["environment"]["threads"])
     names = checkpoint.class_names
@@ -291,11 +321,13 @@ def _go_on(
             record.setdefault("gone_on_in", []).append(here)
     else:
         record |= {"environment": _environment(device), "precision": _choose(config, model, loaders), "finished": False}
-    record["root"] = str(Path(catalog.attrs["root"]).resolve())  # where the photos are now; they may move
+    record["root"] = _root(catalog)
     _write_json(folder / RECORD, record)
     history = _train(config, model, loaders, cache, checkpoint, record["precision"])
     write_lines(folder / METRICS, history.to_dict("records"))
+    before = record.get("seconds", 0.0)
     if history.attrs.get("interrupted"):
+        _write_json(folder / RECORD, record | {"seconds": before + time.perf_counter() - start})
         raise KeyboardInterrupt
     parts = [predict(model, loaders[part]).assign(split=part) for part in ("val", "test") if part in loaders]
     predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PREDICTED)
@@ -303,7 +335,7 @@ def _go_on(
     if config.method == "feature_extraction":
         checkpoint.save_best(model, record["metrics"])
     save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
-    record["finished"] = True
+    record |= {"finished": True, "seconds": before + time.perf_counter() - start}
     _write_json(folder / RECORD, record)
     checkpoint.forget_last()
     return _read(folder, config, record)
@@ -380,6 +412,10 @@ def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
     return {"photos": counts, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
 
 
+def _root(catalog: pd.DataFrame) -> str:
+    return str(Path(catalog.attrs["root"]).expanduser().resolve())
+
+
 def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
@@ -431,11 +467,15 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
         if column in history:
             history[column] = history[column].astype(float)  # null is NaN
     if not record["finished"]:
-        return Run(folder, config, False, history, {}, pd.DataFrame(columns=PREDICTED))
+        return Run(folder, config, False, history, {}, pd.DataFrame(columns=PREDICTED), math.nan)
+    if not (folder / PREDICTIONS).exists():
+        raise ValueError(f"{folder}: its {PREDICTIONS} is gone. Remove the folder and run again.")
     names = dict.fromkeys(("path", "target", "predicted", "split"), str)  # a class may be called "NA" or "007"
     predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
+    numbers = [column for column in predictions if column not in names]
+    predictions[numbers] = predictions[numbers].apply(pd.to_numeric, errors="coerce")  # empty is NaN
     predictions.attrs["root"] = record["root"]
-    return Run(folder, config, True, history, record["metrics"], predictions)
+    return Run(folder, config, True, history, record["metrics"], predictions, record["seconds"])
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

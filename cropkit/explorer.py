@@ -9,7 +9,7 @@ import html
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -24,8 +24,10 @@ from cropkit.interpret import classes_of, confusion_matrix, similarity_order
 from cropkit.photos import BadPhoto, contain, open_photo
 
 # Pixels. A panel of photos hangs below its row, or above it where it would leave the page, so heights must be known.
-THUMBNAIL, ROW, LETTER = 96, 24, 7
+THUMBNAIL, ROW = 96, 24
+LETTER, STACKED = 7, 12  # of a column's name: turned, and one below the other
 PITCH = ROW + 1  # a row and its line
+LONGEST = 20  # letters of a column's name that are shown
 PHOTO_WIDTH, PHOTO_HEIGHT, PHOTOS_A_ROW, HEADING = 128, THUMBNAIL + 44, 6, 44
 RIGHT, WRONG = "0,114,178", "230,159,0"  # Okabe and Ito's blue and orange, which colour-blind readers tell apart
 
@@ -75,6 +77,8 @@ def explore(
     root = root or predictions.attrs.get("root")
     if root is None:
         raise ValueError("the predictions do not say where their photos are. Give root=<folder that holds them>.")
+    if per_cell < 1:
+        raise ValueError(f"per_cell is {per_cell}, but must be at least 1.")
     if order not in ("similarity", "name"):
         raise ValueError(f"order is {order!r}, but must be 'similarity' or 'name'.")
     names = similarity_order(predictions) if order == "similarity" else classes_of(predictions)
@@ -86,11 +90,14 @@ def explore(
     thumbnail = lru_cache(maxsize=None)(_thumbnail)
 
     def page(some: pd.DataFrame, chosen: list[str], normalize: str | None = None) -> str:
+        # Shares are of all photos of a class, so they are taken before classes are chosen.
+        counts = confusion_matrix(some)
+        shares = counts if normalize is None else confusion_matrix(some, normalize=normalize)
+        rows = names
         if chosen:
             some = some[some["target"].isin(chosen) | some["predicted"].isin(chosen)]
-            met = {*chosen, *some["target"], *some["predicted"]}
-            return _page(some, [name for name in names if name in met], Path(root), per_cell, normalize, thumbnail)
-        return _page(some, names, Path(root), per_cell, normalize, thumbnail)
+            rows = [name for name in names if name in {*chosen, *some["target"], *some["predicted"]}]
+        return _page(some, rows, counts, shares, Path(root).expanduser(), per_cell, thumbnail)
 
     if not live:
         return Explorer(page(predictions, chosen))
@@ -122,34 +129,41 @@ def explore(
 
 
 def _page(
-    predictions: pd.DataFrame, names: list[str], root: Path, per_cell: int, normalize: str | None, thumbnail: Any
+    predictions: pd.DataFrame,
+    names: list[str],
+    counts: pd.DataFrame,
+    shares: pd.DataFrame,
+    root: Path,
+    per_cell: int,
+    thumbnail: Callable[[Path], str],
 ) -> str:
-    """The table, its rows and columns in the order of `names`."""
-    counts = confusion_matrix(predictions).loc[names, names]
-    shares = confusion_matrix(predictions, normalize="true").loc[names, names]
-    numbers = counts if normalize is None else confusion_matrix(predictions, normalize=normalize).loc[names, names]
-    worst = predictions.sort_values("loss", ascending=False, kind="stable")
+    """The table of these predictions, its rows and columns in the order of `names`; a cell shows its share."""
+    worst = predictions.sort_values("loss", ascending=False, kind="stable", na_position="first")
+    photos_of = counts.sum(axis=1)
     cells = {pair: photos.head(per_cell) for pair, photos in worst.groupby(["target", "predicted"], sort=False)}
     with photo_threads() as threads:
         paths = [path for photos in cells.values() for path in photos["path"]]
         pictures = dict(zip(paths, threads.map(lambda path: thumbnail(root / path), paths), strict=True))
-    top = 50 + LETTER * max(map(len, names))  # where the rows begin: below the sentence and the columns' names
-    group, bottom = uuid4().hex, top + PITCH * len(names)
-    height = bottom
+    # Where the rows begin, below the sentence and the columns' names: at least here, and at most there.
+    longest = min(max(map(len, names), default=0), LONGEST)
+    top, low = 50 + LETTER * longest, 50 + STACKED * longest
+    group, height = uuid4().hex, low + PITCH * len(names)
     lines = []
     for row, true in enumerate(names):
-        line = [f'<th scope="row" style="{_NAME}">{_text(true)}</th>']
+        line = [f'<th scope="row" style="{_NAME}" title="{_text(true)}">{_text(true)}</th>']
         for predicted in names:
-            if not (count := counts.at[true, predicted]):
+            if (true, predicted) not in cells:
                 line.append(f'<td style="{_CELL}"></td>')
                 continue
-            photos, share = cells[true, predicted], shares.at[true, predicted]
+            photos, count = cells[true, predicted], counts.at[true, predicted]
             tall = HEADING + PHOTO_HEIGHT * math.ceil(len(photos) / PHOTOS_A_ROW)
-            above, below = top + PITCH * row - tall, top + PITCH * (row + 1) + tall
-            up = below > bottom and above >= 0
+            above, below = top + PITCH * row - tall, low + PITCH * (row + 1) + tall
+            up = above >= 0 and 2 * row >= len(names)
             height = height if up else max(height, below)
-            number = str(count) if normalize is None else f"{100 * numbers.at[true, predicted]:.0f}"
-            colour = f"rgba({RIGHT if true == predicted else WRONG},{0.14 + 0.5 * share**0.5:.2f})"
+            number = str(count) if shares is counts else f"{100 * shares.at[true, predicted]:.0f}"
+            colour = (
+                f"rgba({RIGHT if true == predicted else WRONG},{0.14 + 0.5 * (count / photos_of[true]) ** 0.5:.2f})"
+            )
             said = f"{count} {'photo' if count == 1 else 'photos'} of {_text(true)} taken for {_text(predicted)}"
             panel = _panel(said, photos, count, pictures, tall, -tall - ROW if up else 0)
             summary = f'<summary style="{_SUMMARY}" title="{said}" aria-label="{said}">{number}</summary>'
@@ -173,16 +187,19 @@ def _page(
 
 
 _TABLE = "border-collapse:collapse;table-layout:auto;font-size:11px;margin:0;width:auto"
-_NAME = f"height:{ROW}px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;white-space:nowrap;border:none"
+_FIT = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+_NAME = f"height:{ROW}px;max-width:160px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;border:none;{_FIT}"
 _HEAD = "padding:0px;border:none;vertical-align:bottom;text-align:center;font-weight:400"
 # Letters below each other where writing-mode is taken away.
-_TURNED = "writing-mode:vertical-rl;margin:0px auto;width:12px;line-height:12px;word-break:break-all;padding-bottom:4px"
+_TURNED = (
+    "writing-mode:vertical-rl;margin:0px auto;width:12px;line-height:12px;word-break:break-all;padding-bottom:4px;"
+    f"max-height:{STACKED * LONGEST}px;overflow:hidden"
+)
 _CELL = (
     f"width:{ROW - 2}px;min-width:{ROW - 2}px;height:{ROW}px;padding:0px;text-align:center;"
     "border:1px solid rgba(128,128,128,0.25)"
 )
 _SUMMARY = f"display:block;height:{ROW - 2}px;line-height:{ROW - 2}px;cursor:pointer"
-_FIT = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 
 
 def _panel(said: str, photos: pd.DataFrame, count: int, pictures: dict[str, str], tall: int, lift: int) -> str:

@@ -1,5 +1,6 @@
 """What a table of predictions says; every function but `grad_cam` takes the table that `predict` returns."""
 
+import math
 import os
 from collections.abc import Callable
 
@@ -10,7 +11,6 @@ from PIL import Image
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from scipy.stats import binomtest
-from sklearn import metrics
 from torch import Tensor, nn
 
 from cropkit.datasets import transforms_for
@@ -32,11 +32,17 @@ def confusion_matrix(predictions: pd.DataFrame, *, normalize: str | None = None)
     if normalize not in (None, "true", "predicted"):
         raise ValueError(f"normalize is {normalize!r}, but must be None, 'true' (by row) or 'predicted' (by column).")
     names = classes_of(predictions)
-    how = "pred" if normalize == "predicted" else normalize
-    if predictions.empty:  # scikit-learn refuses to count nothing
-        counts = np.zeros((len(names), len(names)), dtype=int)
-    else:
-        counts = metrics.confusion_matrix(predictions["target"], predictions["predicted"], labels=names, normalize=how)
+    true, said = (pd.Index(names).get_indexer(predictions[column]) for column in ("target", "predicted"))
+    if (unknown := (true < 0) | (said < 0)).any():
+        row = predictions[unknown].iloc[0]
+        raise ValueError(
+            f"{row['path']} is {row['target']!r}, taken for {row['predicted']!r}, but the table has columns p_<class> "
+            f"only for {', '.join(names)}."
+        )
+    counts = np.bincount(true * len(names) + said, minlength=len(names) ** 2).reshape(len(names), len(names))
+    if normalize:
+        sums = counts.sum(axis=1 if normalize == "true" else 0, keepdims=True)
+        counts = counts / np.maximum(sums, 1)
     return pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=pd.Index(names, name="predicted"))
 
 
@@ -54,7 +60,7 @@ def most_confused(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def top_losses(predictions: pd.DataFrame, photos: int = 12) -> pd.DataFrame:
     """The photos that surprised the model most, the largest loss first: wrong labels are often among them."""
-    return predictions.sort_values("loss", ascending=False, kind="stable").head(photos)
+    return predictions.sort_values("loss", ascending=False, kind="stable", na_position="first").head(photos)
 
 
 def similarity_order(predictions: pd.DataFrame) -> list[str]:
@@ -67,14 +73,15 @@ def similarity_order(predictions: pd.DataFrame) -> list[str]:
     columns = [f"p_{name}" for name in names]
     mean = predictions.groupby("target")[columns].mean()
     seen = [name for name in names if name in mean.index]
+    unseen = [name for name in names if name not in seen]
     if len(seen) < 3:
-        return names
-    alike = mean.loc[seen, [f"p_{name}" for name in seen]].to_numpy(float)
+        return seen + unseen
+    alike = np.nan_to_num(mean.loc[seen, [f"p_{name}" for name in seen]].to_numpy(float))
     # Roots, since a pair at 10 % is nearer to one at 30 % than to one at 0 %.
     distance = 1 - np.sqrt((alike + alike.T) / 2)
     np.fill_diagonal(distance, 0)
     tree = hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
-    return [seen[leaf] for leaf in hierarchy.leaves_list(tree)] + [name for name in names if name not in seen]
+    return [seen[leaf] for leaf in hierarchy.leaves_list(tree)] + unseen
 
 
 def accuracy(predictions: pd.DataFrame) -> float:
@@ -90,12 +97,16 @@ def classification_report(predictions: pd.DataFrame) -> pd.DataFrame:
         (of the photos that are, the share called so), ``f1``, ``support`` (photos that are). The precision of a class
         that was never predicted is 0, and so is the recall of a class without photos: neither has earned anything.
     """
-    names = classes_of(predictions)
-    scores = metrics.precision_recall_fscore_support(
-        predictions["target"], predictions["predicted"], labels=names, zero_division=0.0
-    )
-    columns = ("precision", "recall", "f1", "support")
-    return pd.DataFrame(dict(zip(columns, scores, strict=True)), index=pd.Index(names, name="class"))
+    matrix = confusion_matrix(predictions)
+    right, support, said = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    return pd.DataFrame(
+        {
+            "precision": right / np.maximum(said, 1),
+            "recall": right / np.maximum(support, 1),
+            "f1": 2 * right / np.maximum(said + support, 1),
+            "support": support,
+        }
+    ).rename_axis("class")
 
 
 def weighted_precision(predictions: pd.DataFrame, *, gate: float = 0.0) -> float:
@@ -107,7 +118,7 @@ def weighted_precision(predictions: pd.DataFrame, *, gate: float = 0.0) -> float
     """
     report = classification_report(predictions)
     counted = report["precision"].where(report["f1"] >= gate, 0.0)
-    return float(np.average(counted, weights=report["support"]))
+    return float((counted * report["support"]).sum() / max(len(predictions), 1))
 
 
 def reliability(predictions: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
@@ -118,7 +129,9 @@ def reliability(predictions: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
         mean ``confidence`` and their ``accuracy``, both NaN where there is no photo.
     """
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, predictions["probability"], side="left") - 1, 0, bins - 1)
+    # In the type that `predict` gives, or 0.8 would lie above 0.8.
+    sure = predictions["probability"].to_numpy("float32")
+    place = np.clip(np.searchsorted(edges.astype("float32"), sure, side="left") - 1, 0, bins - 1)
     right = predictions["target"] == predictions["predicted"]
     each = pd.DataFrame({"confidence": predictions["probability"], "accuracy": right.astype(float)}).groupby(place)
     table = each.mean().assign(photos=each.size()).reindex(range(bins))
@@ -134,6 +147,8 @@ def expected_calibration_error(predictions: pd.DataFrame, *, bins: int = 10) -> 
     Source: Guo et al., ICML 2017, arXiv 1706.04599.
     """
     table = reliability(predictions, bins=bins).dropna()
+    if table.empty:
+        return math.nan
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["photos"]))
 
 
@@ -160,8 +175,8 @@ def bootstrap_interval(
     Returns:
         The low and the high end.
     """
-    if predictions.empty:
-        raise ValueError("there are no predictions to draw from.")
+    if predictions.empty or not 0 < level < 1:
+        raise ValueError(f"an interval needs photos and a level between 0 and 1, not {len(predictions)} and {level}.")
     random = np.random.default_rng(seed)
     size = len(predictions)
     scores = [metric(predictions.iloc[random.integers(size, size=size)]) for _ in range(resamples)]
@@ -219,10 +234,9 @@ def grad_cam(model: nn.Module, photo: Image.Image | str | os.PathLike[str], *, t
         speaks for the class.
 
     Raises:
-        ValueError: if the model has no feature map to look at.
+        ValueError: if the model has no feature map to look at, or not that many classes.
     """
-    if not isinstance(photo, Image.Image):
-        photo = open_photo(photo)
+    photo = photo.convert("RGB") if isinstance(photo, Image.Image) else open_photo(photo)
     weight = next(model.parameters())
     inputs = transforms_for(model)(photo)[None].to(weight.device)
     maps: list[Tensor] = []
@@ -245,15 +259,27 @@ def grad_cam(model: nn.Module, photo: Image.Image | str | os.PathLike[str], *, t
                     f"{getattr(model, 'arch', type(model).__name__)} has no feature map before its head, as "
                     "convolutional networks have. Use one of those, such as resnet18."
                 )
+            if not 0 <= index < logits.shape[1]:
+                raise ValueError(f"target is {target}, but the model has {logits.shape[1]} outputs, from 0.")
             (gradient,) = torch.autograd.grad(logits[0, index], maps)
     finally:
         for hook in hooks:
             hook.remove()
-    heat = (gradient.mean(dim=(2, 3), keepdim=True) * maps[0]).sum(dim=1, keepdim=True).relu().detach().float()
+    features = maps[0]
+    if features.shape[1] == features.shape[2] != features.shape[3]:  # some of timm's have the channels last
+        features, gradient = features.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
+    heat = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1, keepdim=True).relu().detach().float()
     heat = nn.functional.interpolate(heat, inputs.shape[2:], mode="bilinear", align_corners=False)[0, 0]
     return (heat / heat.max().clamp(min=1e-12)).cpu().numpy()
 
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:
-    """The classes in the model's order, which the probabilities' columns are in."""
-    return [column.removeprefix("p_") for column in predictions.columns if column.startswith("p_")]
+    """The classes in the model's order, which the probabilities' columns are in.
+
+    Raises:
+        ValueError: if there are no such columns.
+    """
+    names = [column.removeprefix("p_") for column in predictions.columns if column.startswith("p_")]
+    if not names:
+        raise ValueError("the table has no columns p_<class>. Use what predict returned, or a run's predictions.")
+    return names

@@ -270,7 +270,8 @@ def _to_8_bit(values: np.ndarray, largest: int | None = None) -> Image.Image:
 
 def contain(photo: Image.Image, side: int) -> Image.Image:
     """A copy that fits a square of `side` pixels, proportions kept; for thumbnails."""
-    return ImageOps.contain(photo, (side, side))
+    longer = max(photo.size)
+    return photo.resize([max(1, round(length * side / longer)) for length in photo.size], Image.Resampling.BICUBIC)
 
 
 def crosshair_pixel(row: Mapping[str, Any]) -> tuple[int, int] | None:

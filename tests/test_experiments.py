@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -371,10 +373,52 @@ def test_runs_are_compared_by_val_with_what_they_differ_in(catalog, tmp_path):
         assert row["test_accuracy"] == run.metrics["test_accuracy"]
         test = run.predictions[run.predictions["split"] == "test"]
         assert (row["low"], row["high"]) == cropkit.bootstrap_interval(test)
-        assert row["seconds"] == run.history["seconds"].sum()
+        assert row["seconds"] == run.seconds >= run.history["seconds"].sum()
     read = read_runs(tmp_path)
     assert {run.folder.name: run.config for run in read} == {run.folder.name: run.config for run in runs}
     assert all(same(run, {r.folder: r for r in read}[run.folder]) for run in runs)
+
+
+def test_a_grid_from_scratch_has_weights_for_the_other_methods(catalog, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cropkit.experiments, "run_experiment", lambda config, *_, **__: asked.append(config) or first)
+    first = read_runs(run_experiment(HEAD, catalog, tmp_path).folder.parent)[0]
+    run_grid(SCRATCH, catalog, tmp_path, method=["from_scratch", "fine_tuning"])
+    assert [config.weights for config in asked] == [None, "imagenet"]
+    with pytest.raises(ValueError, match=r"a grid needs a list of values: seed=\[3\]"):
+        run_grid(SCRATCH, catalog, tmp_path, seed=3)
+
+
+def test_runs_on_other_photos_are_not_compared(catalog, tmp_path):
+    run_experiment(HEAD, catalog, tmp_path)
+    fewer = catalog[catalog["path"] != catalog.loc[catalog["split"] == "test", "path"].iloc[0]]
+    run_experiment(replace(HEAD, seed=1), fewer, tmp_path)
+    with pytest.raises(ValueError, match="saw other photos, or other parts of them"):
+        compare_runs(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[1]", '{"config": {"lr": 1}}', '{"config": {}}', "{"])
+def test_a_folder_that_is_no_run_is_named(catalog, tmp_path, content):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="foreign"):
+        read_runs(tmp_path)
+
+
+def test_a_run_that_lost_its_predictions_is_named(catalog, tmp_path):
+    run = run_experiment(HEAD, catalog, tmp_path)
+    (run.folder / "predictions.csv").unlink()
+    with pytest.raises(ValueError, match=r"its predictions\.csv is gone"):
+        compare_runs(tmp_path)
+
+
+def test_photos_that_moved_are_found_when_the_run_is_asked_for_again(catalog, tmp_path):
+    run_experiment(HEAD, catalog, tmp_path / "runs")
+    root = Path(catalog.attrs["root"])
+    moved = root.rename(root.with_name("moved"))
+    catalog.attrs["root"] = str(moved)
+    run_experiment(HEAD, catalog, tmp_path / "runs")
+    assert read_runs(tmp_path / "runs")[0].predictions.attrs["root"] == str(moved)
 
 
 def test_a_folder_without_runs_says_so(tmp_path):

@@ -10,6 +10,7 @@ from sklearn import metrics
 
 from cropkit import explore, good_photos, open_photo, scan
 from cropkit.explorer import THUMBNAIL
+from cropkit.interpret import similarity_order
 from cropkit.photos import contain
 
 SUMMARY = re.compile(r'<summary [^>]*aria-label="([^"]*)">([^<]*)</summary>(.*?)</details>')
@@ -91,7 +92,6 @@ def test_real_photos_are_those_that_the_cells_claim(real_data):
 def test_the_page_needs_nothing_that_jupyterlab_takes_away(predictions):
     page = explore(predictions).html
     assert not re.search(r"<(script|style|link|iframe)|\sid=|\son\w+=|https?:|url\(", page)
-    assert explore(predictions)._repr_html_().count("<details") == page.count("<details")
 
 
 def test_names_are_shown_as_they_are_and_run_nothing(make_photos):
@@ -109,10 +109,13 @@ def test_a_photo_that_is_gone_is_said_in_its_place(predictions, tmp_path):
 
 
 def test_order_by_likeness_or_by_name(predictions):
-    heads = [
-        re.findall(r'scope="col".*?<div[^>]*>(\w+)', explore(predictions, order=o).html) for o in ("name", "similarity")
-    ]
-    assert heads[0] == ["apple", "pear", "plum"] and sorted(heads[1]) == heads[0]
+    columns = ["p_apple", "p_pear", "p_plum"]
+    predictions[columns] = 0.1
+    predictions.loc[predictions["target"] != "pear", ["p_apple", "p_plum"]] = 0.4  # these two are alike
+    assert similarity_order(predictions) != ["apple", "pear", "plum"]
+    pages = [explore(predictions, order=order).html for order in ("name", "similarity")]
+    heads = [re.findall(r'scope="col".*?<div[^>]*>(\w+)', page) for page in pages]
+    assert heads == [["apple", "pear", "plum"], similarity_order(predictions)]
     with pytest.raises(ValueError, match="order is 'size'"):
         explore(predictions, order="size")
 
@@ -147,11 +150,28 @@ def test_live_controls_change_the_table(predictions):
     least.value = 0.6
     check_against_the_photos(shown.value, sure)
     find.value = "PEAR/1"
-    assert f"{sure['path'].str.contains('pear/1').sum()} photos" in shown.value
+    assert f">{sure['path'].str.contains('pear/1').sum()} photos, " in shown.value
     least.value, find.value, normalize.value = 0.0, "", "true"
     numbers = {pair: int(number) for pair, (number, _) in opened(shown.value).items()}
     assert abs(sum(number for (true, _), number in numbers.items() if true == "apple") - 100) <= 1
+    of_row = numbers["apple", "pear"]
     pick.value = ("pear",)
-    assert all("pear" in pair for pair in opened(shown.value))
+    cells = opened(shown.value)
+    assert all("pear" in pair for pair in cells)
+    assert int(cells["apple", "pear"][0]) == of_row  # still of all apples
     least.value = 1.0  # nothing is that sure
-    assert "0 photos" in shown.value
+    assert ">0 photos, 0 right" in shown.value
+
+
+def test_a_strip_of_a_photo_and_a_loss_that_is_not_a_number_are_shown(predictions, tmp_path):
+    Image.new("RGB", (4000, 10)).save(tmp_path / "photos" / predictions["path"][0])
+    predictions.loc[1, ["loss", "p_apple", "p_pear", "p_plum"]] = np.nan
+    predictions.loc[1, ["target", "predicted"]] = "apple"
+    cells = opened(explore(predictions, per_cell=99).html.replace("loss nan", "loss 9999"))
+    assert cells["apple", "apple"][1][0][2] == predictions["path"][1]  # the worst of all
+    assert sum(len(photos) for _, photos in cells.values()) == len(predictions)
+
+
+def test_per_cell_must_show_something(predictions):
+    with pytest.raises(ValueError, match="per_cell is 0"):
+        explore(predictions, per_cell=0)

@@ -141,10 +141,11 @@ def test_alike_classes_stand_side_by_side():
 
 
 class Bright(nn.Module):
-    """Class 1 is a bright place, class 0 a dark one."""
+    """Class 1 is a bright place, class 0 a dark one; some networks have the channels last."""
 
-    def __init__(self):
+    def __init__(self, last=False):
         super().__init__()
+        self.turn = Turn() if last else nn.Identity()
         self.preprocessing = create_model("resnet18", weights=None).preprocessing
         self.features = nn.Conv2d(3, 1, 32, stride=32)
         nn.init.constant_(self.features.weight, 1 / 3072)
@@ -153,29 +154,40 @@ class Bright(nn.Module):
         self.head.weight.data = torch.tensor([[-1.0], [1.0]])
 
     def forward(self, photos):
-        return self.head(self.features(photos).mean(dim=(2, 3)))
+        found = self.turn(self.features(photos))
+        return self.head(found.mean(dim=(1, 2) if isinstance(self.turn, Turn) else (2, 3)))
 
 
-def test_grad_cam_points_at_what_decides():
+class Turn(nn.Module):
+    def forward(self, maps):
+        return maps.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_grad_cam_points_at_what_decides(last):
     photo = Image.new("RGB", (256, 256))
     photo.paste((255, 255, 255), (176, 48, 240, 112))  # upper right of the crop of 224
-    heat = grad_cam(Bright(), photo, target=1)
+    heat = grad_cam(Bright(last), photo.convert("RGBA"), target=1)
     assert heat.shape == (224, 224) and heat.max() == 1 and heat.min() == 0
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     assert 32 <= row <= 96 and 160 <= column <= 224
     assert heat[160:, :64].max() == 0
+    with pytest.raises(ValueError, match="target is 7, but the model has 2 outputs"):
+        grad_cam(Bright(last), photo, target=7)
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "resnet18", "mobilenet_v3_large", "efficientnet_lite0", "densenet121"])
 def test_grad_cam_leaves_a_frozen_model_as_it_was(arch, make_photos):
     torch.manual_seed(0)
-    model = create_model(arch, num_classes=3, weights=None)
+    weights = "imagenet" if arch == "efficientnet_lite0" else None
+    model = create_model(arch, num_classes=3, weights=weights)
     freeze_backbone(model)
     model.train()
     modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     heat = grad_cam(model, make_photos({"apple": 1}) / "apple" / "0.jpg")
     assert heat.shape == (224, 224) and heat.dtype == np.float32 and 0 <= heat.min() <= heat.max() <= 1
+    assert heat.max() == 1 or arch != "efficientnet_lite0"  # random weights may have nothing to say for a class
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -185,3 +197,26 @@ def test_grad_cam_leaves_a_frozen_model_as_it_was(arch, make_photos):
 def test_grad_cam_refuses_a_network_of_tokens(make_photos):
     with pytest.raises(ValueError, match="vit_b_32 has no feature map"):
         grad_cam(create_model("vit_b_32", num_classes=3, weights=None), Image.new("RGB", (300, 300)))
+
+
+def test_a_table_that_lacks_what_is_needed_is_refused():
+    with pytest.raises(ValueError, match="no columns p_<class>"):
+        classification_report(table("ab", "ab", names=""))
+    with pytest.raises(ValueError, match=r"0\.jpg is 'x', taken for 'a'"):
+        confusion_matrix(table("xa", "aa"))
+    with pytest.raises(ValueError, match="needs photos and a level between 0 and 1, not 2 and 95"):
+        bootstrap_interval(table("ab", "ab"), level=95)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_photos_are_no_error_where_they_can_be_counted():
+    nothing = table("", "")
+    assert confusion_matrix(nothing).to_numpy().sum() == 0
+    assert classification_report(nothing)["support"].sum() == 0
+    assert np.isnan(expected_calibration_error(nothing)) and np.isnan(accuracy(nothing))
+
+
+def test_a_confidence_on_an_edge_counts_alike_from_memory_and_from_a_file():
+    steps = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], dtype="float32")
+    tables = [table("aaaaaa", "aaaaaa", probability=p) for p in (steps, steps.astype(str).astype(float))]
+    assert reliability(tables[0])["photos"].tolist() == reliability(tables[1])["photos"].tolist()

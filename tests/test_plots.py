@@ -35,7 +35,7 @@ def run(seed, accuracy, method="fine_tuning"):
     epochs = np.arange(1, 4)
     history = pd.DataFrame({"epoch": epochs, "val_accuracy": accuracy + 0.1 * epochs})
     table = predictions(FRUIT[:3], 60).assign(split="test")
-    return Run("folder", Config(method=method, seed=seed), True, history, {}, table)
+    return Run("folder", Config(method=method, seed=seed), True, history, {}, table, 1.0)
 
 
 def every_plot(names, root, paths):
@@ -92,6 +92,32 @@ def test_without_such_a_font_they_are_english_and_nothing_warns(monkeypatch):
     labels = drawn(plots.heatmap(confusion_matrix(predictions(names))))
     assert {name for name, chinese in CHINESE.items() if chinese in names} <= set(labels)
     assert f"class {sorted(names).index('某物')}" in labels
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_plot_of_classes_takes_chinese_names_and_dollars(make_photos):
+    root = make_photos({"apple": 2})
+    for call in every_plot(
+        [*list(CHINESE.values())[:4], "$\\bad$", "a$b$c"], root, scan(root)["path"].tolist()
+    ).values():
+        drawn(call(None))
+
+
+def test_captions_without_a_font_are_english(make_photos, monkeypatch):
+    monkeypatch.setattr(plots, "_cjk_font", lambda: None)
+    root = make_photos({"apple": 1})
+    pictures = [
+        np.asarray(plots.contact_sheet(root, ["apple/0.jpg"], [caption]).images[0].get_array())
+        for caption in ("竹筍 here", "bambooshoots here", "梨 here")
+    ]
+    assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+
+
+def test_nothing_to_show_is_said(tmp_path):
+    with pytest.raises(ValueError, match="no photos to show"):
+        plots.contact_sheet(tmp_path, [], [])
+    with pytest.raises(ValueError, match="no runs to compare"):
+        plots.comparison([])
 
 
 def test_seeds_share_a_colour_and_a_name():

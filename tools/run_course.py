@@ -50,6 +50,7 @@ def run_notebook(path: Path, label: str) -> str:
         notebook,
         timeout=3600,
         kernel_name="python3",
+        store_widget_state=False,  # pages would fetch a script for it from another host
         coalesce_streams=True,  # a progress bar leaves its last state, not each of them
         extra_arguments=["--log-level=40"],  # errors only: a kernel warns that its local sockets are not encrypted
         resources={"metadata": {"path": str(path.parent)}},
@@ -131,9 +132,10 @@ def piece(name: str) -> str:
 
 def main() -> int:
     started = time.perf_counter()
-    for folder in (COURSE, course.OUT):  # what is shown at the end was made in this run
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(COURSE, ignore_errors=True)
     COURSE.mkdir(parents=True)
+    for file in course.OUT.glob("*.*"):  # what is shown at the end was made in this run; experiments stay
+        file.unlink()
     try:  # what would fail in every notebook is said once, before the first
         catalog = course.load_catalog()
         create_model(course.ARCH, num_classes=2)  # also finds a head that cannot be replaced
