@@ -35,7 +35,7 @@ from cropkit.photos import BadPhoto, crop_around, crosshair_pixel, open_photo
 from cropkit.precision import fastest_precision
 from cropkit.samples import fetch, make_sample
 from cropkit.training import evaluate, fine_tune, fit, predict, train_one_epoch
-from cropkit.weights import MissingWeights, read_state_dict
+from cropkit.weights import MissingWeights, has_weights, read_state_dict
 
 __all__ = [
     "BadPhoto",
@@ -76,6 +76,7 @@ __all__ = [
     "get_classifier",
     "good_photos",
     "grad_cam",
+    "has_weights",
     "load_model",
     "make_loaders",
     "make_sample",

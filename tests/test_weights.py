@@ -16,7 +16,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from cropkit import MissingWeights, create_model, get_classifier, read_state_dict
+from cropkit import MissingWeights, create_model, get_classifier, has_weights, read_state_dict
 from cropkit.weights import WEIGHT_FILES, WeightFile
 
 
@@ -74,6 +74,13 @@ def test_weights_are_downloaded_once_and_loaded(cache, served, monkeypatch):
     assert torch.equal(create_model("resnet18").fc.weight, state["fc.weight"])
     (served[0] / "made.pth").unlink()  # from now on only the cache has it
     assert torch.equal(create_model("resnet18", num_classes=3).conv1.weight, state["conv1.weight"])
+
+
+def test_it_is_known_which_weights_need_no_download(cache, served, monkeypatch):
+    publish(monkeypatch, *served)
+    assert has_weights("efficientnet_lite0") and not has_weights("resnet18") and not has_weights("timm/resnet18")
+    create_model("resnet18")
+    assert has_weights("resnet18")
 
 
 def test_cached_file_is_hashed_again_at_every_load(cache, served, monkeypatch):
