@@ -99,7 +99,7 @@ def ours(method: str, root: str, arch: str, goal: float) -> tuple[float, float, 
 
 def as_folders(root: str, folder: str) -> str:
     """The clean photos as ``train|val|test/<class>/<photo>``, which ImageFolder needs."""
-    catalog = course.with_all_parts(cropkit.drop_leaks(cropkit.good_photos(cropkit.scan(root))))
+    catalog = cropkit.prepare(root)
     for row in catalog.itertuples():
         place = Path(folder) / row.split / row.label / Path(row.path).name
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """cropkit: transfer learning on crop photos, in functions that fit a lesson."""
 
 from cropkit.cache import cache_size, clear_cache
-from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, scan, split
+from cropkit.catalog import check_split, class_names, drop_leaks, find_duplicates, good_photos, prepare, scan, split
 from cropkit.checkpoints import Checkpoint, DamagedCheckpoint, load_model, save_model
 from cropkit.datasets import CropDataset, make_loaders, transforms_for
 from cropkit.experiments import Config, Run, compare_runs, read_runs, run_experiment, run_grid
@@ -34,7 +34,7 @@ from cropkit.models import (
 from cropkit.photos import BadPhoto, crop_around, crosshair_pixel, open_photo
 from cropkit.precision import fastest_precision
 from cropkit.samples import fetch, make_sample
-from cropkit.training import evaluate, fine_tune, fit, predict, train_one_epoch
+from cropkit.training import classify, evaluate, fine_tune, fit, predict, train_one_epoch
 from cropkit.weights import MissingWeights, has_weights, read_state_dict
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "check_split",
     "class_names",
     "classification_report",
+    "classify",
     "clear_cache",
     "compare_runs",
     "confusion_matrix",
@@ -84,6 +85,7 @@ __all__ = [
     "most_confused",
     "open_photo",
     "predict",
+    "prepare",
     "read_runs",
     "read_state_dict",
     "reliability",

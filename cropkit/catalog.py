@@ -61,7 +61,7 @@ def scan(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Name the folder that holds one folder a class.")
-    files, skipped = _list_files(root)
+    files, skipped = list_files(root)
     if (root / "index.csv").is_file():
         rows, encoding = _read_index(root / "index.csv")
         listed = {row["path"] for row in rows}
@@ -95,7 +95,7 @@ def _inspect_all(root: Path, rows: list[dict[str, str]], workers: int | None) ->
         pool.shutdown(cancel_futures=True)  # on Ctrl-C nothing goes on in the background
 
 
-def _list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def list_files(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Photos below `root` and what is passed over with its reason, as relative paths; links are not followed."""
     files: list[str] = []
     skipped: list[tuple[str, str]] = []
@@ -417,6 +417,55 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
         for member in group:
             catalog.at[member, "split"] = SPLITS[part]
             given[catalog.at[member, "label"]][part] += 1
+    return catalog
+
+
+def prepare(root: str | os.PathLike[str]) -> pd.DataFrame:
+    """Scan a folder and leave what a model can honestly be trained and tested on.
+
+    A split that the folder brings is kept. Where it has no val or no test part, that part is taken out of train;
+    where it has no split at all, `split` makes one. Left out are files that are no photos, photos whose picture is in
+    val or test as well, and pictures under two classes (`drop_leaks`). What was done is printed.
+
+    Args:
+        root: a folder as `scan` understands it.
+
+    Returns:
+        A catalog in which every class has training photos, and there are photos in train, val and test.
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
+    """
+    scanned = scan(root)
+    good = good_photos(scanned)
+    clean = drop_leaks(good)
+    print(
+        f"left out: {len(scanned) - len(good)} files that are no photos, {len(good) - len(clean)} photos whose picture "
+        "is also in val or test, or under another class"
+    )
+    catalog = _with_all_parts(clean)
+    check_split(catalog)
+    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
+    if missing:
+        raise ValueError(f"{root}: too few photos for {' and '.join(missing)}. Give a class at least 5 photos.")
+    return catalog
+
+
+def _with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
+    """The catalog with photos in train, val and test, taking from train what is missing.
+
+    A class of one training photo gives none away.
+    """
+    if not (catalog["split"] != "").all():
+        return split(catalog)
+    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
+    if not missing:
+        return catalog
+    catalog = catalog.copy()
+    train = catalog["split"] == "train"
+    shares = [1 - 0.2 * len(missing)] + [0.2 if part in missing else 0.0 for part in ("val", "test")]
+    catalog.loc[train, "split"] = split(catalog[train], fractions=shares)["split"]
+    print(f"no {' and no '.join(missing)} photos: took them out of train")
     return catalog
 
 

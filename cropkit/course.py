@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from cropkit import samples
-from cropkit.catalog import check_split, drop_leaks, good_photos, scan, split
+from cropkit.catalog import prepare
 from cropkit.checkpoints import save_whole
 from cropkit.memory import keep_freed_memory
 
@@ -46,52 +46,16 @@ def data_folder() -> Path:
 
 
 def load_catalog() -> pd.DataFrame:
-    """The course's photos as a clean catalog: every class has training photos, and val and test are honest.
-
-    A split that the folder brings is kept. Where it has no val or no test part, that part is taken out of train;
-    where it has no split at all, `split` makes one. Left out are files that are no photos, photos whose picture is in
-    val or test as well, and pictures under two classes (`drop_leaks`).
+    """The course's photos as `prepare` leaves them; in fast mode a few of them.
 
     Raises:
         FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
     """
-    scanned = scan(data_folder())
-    good = good_photos(scanned)
-    clean = drop_leaks(good)
-    print(
-        f"left out: {len(scanned) - len(good)} files that are no photos, {len(good) - len(clean)} photos whose picture "
-        "is also in val or test, or under another class (notebook 01)"
-    )
-    catalog = with_all_parts(clean)
-    check_split(catalog)
-    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
-    if missing:
-        raise ValueError(
-            f"{catalog.attrs['root']}: too few photos for {' and '.join(missing)}. Give a class at least 5 photos."
-        )
+    catalog = prepare(data_folder())
     if FAST:
         number = catalog.groupby(["label", "split"]).cumcount()
         keep = number < catalog["split"].map(FAST_PHOTOS)
         catalog = catalog[keep].reset_index(drop=True)
-    return catalog
-
-
-def with_all_parts(catalog: pd.DataFrame) -> pd.DataFrame:
-    """The catalog with photos in train, val and test, taking from train what is missing.
-
-    A class of one training photo gives none away.
-    """
-    placed = catalog["split"] != ""
-    if not placed.all():
-        return split(catalog)
-    missing = [part for part in ("val", "test") if part not in set(catalog["split"])]
-    if not missing:
-        return catalog
-    catalog = catalog.copy()
-    train = catalog["split"] == "train"
-    shares = [1 - 0.2 * len(missing)] + [0.2 if part in missing else 0.0 for part in ("val", "test")]
-    catalog.loc[train, "split"] = split(catalog[train], fractions=shares)["split"]
-    print(f"no {' and no '.join(missing)} photos: took them out of train")
     return catalog
 
 

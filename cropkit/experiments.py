@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -64,8 +64,8 @@ class Config:
 
     arch: str = "efficientnet_lite0"
     weights: str | None = "imagenet"
-    method: str = "fine_tuning"
-    recipe: str | None = None
+    method: Literal["feature_extraction", "fine_tuning", "from_scratch"] = "fine_tuning"
+    recipe: Literal["logistic", "lp_ft", "diary"] | None = None
     epochs: int = 6
     learning_rate: float | None = None
     batch_size: int = 32

@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import math
 import os
 import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
@@ -16,11 +18,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Subset
 
+from cropkit.catalog import list_files
 from cropkit.checkpoints import Checkpoint, Position
-from cropkit.datasets import CropDataset, EpochSampler
+from cropkit.datasets import CropDataset, EpochSampler, photo_threads, transforms_for
 from cropkit.features import extract_features, fit_head
 from cropkit.memory import keep_freed_memory
-from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, unfreeze
+from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, preprocessing_of, unfreeze
+from cropkit.photos import BadPhoto, open_photo
 from cropkit.precision import fastest_precision
 from cropkit.progress import progress
 
@@ -408,6 +412,57 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
     table = pd.concat([table, columns], axis=1)
     table.attrs["root"] = str(dataset.root)  # type: ignore[attr-defined]
     return table
+
+
+def classify(model: nn.Module, root: str | os.PathLike[str], *, batch_size: int = 32) -> pd.DataFrame:
+    """Name every photo below a folder, labelled or not, however nested.
+
+    Args:
+        model: from `load_model`, or any other that knows its ``class_names``.
+        root: the folder.
+        batch_size: photos a batch; the next one is read while the model computes.
+
+    Returns:
+        One row a file that is called like a photo, ordered by path: ``path`` (relative, with ``/``), ``label`` ("" if
+        it cannot be read), ``probability`` and ``problem`` (why it cannot be read, else "").
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no such file, or the model does not know its classes.
+    """
+    names = getattr(model, "class_names", None)
+    if names is None:
+        raise ValueError("the model does not know its classes. Load it by load_model, or set model.class_names.")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder.")
+    paths = sorted(list_files(root)[0])
+    if not paths:
+        raise ValueError(f"{root}: holds no photos.")
+    transform, min_side = transforms_for(model), preprocessing_of(model)["resize_size"]
+    device = next(model.parameters()).device
+
+    def read(path: str) -> Tensor | BadPhoto:
+        try:
+            return transform(open_photo(root / path, min_side=min_side))
+        except BadPhoto as error:
+            return error
+
+    rows = []
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with evaluating(model), torch.no_grad(), photo_threads() as pool:
+        ahead = pool.map(read, batches[0])
+        for batch, following in zip(progress(batches, "classify"), [*batches[1:], []], strict=True):
+            photos, ahead = list(ahead), pool.map(read, following)
+            good = [photo for photo in photos if isinstance(photo, Tensor)]
+            told = iter(model(torch.stack(good).to(device)).float().softmax(dim=1).cpu() if good else ())
+            for path, photo in zip(batch, photos, strict=True):
+                if isinstance(photo, BadPhoto):
+                    rows.append((path, "", math.nan, photo.reason))
+                else:
+                    probability, index = next(told).max(dim=0)
+                    rows.append((path, names[int(index)], float(probability), ""))
+    return pd.DataFrame(rows, columns=["path", "label", "probability", "problem"])
 
 
 def _class_names(loader: DataLoader) -> list[str] | None:

@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cropkit import Config, __main__, load_model, make_loaders, predict, prepare
+from cropkit.__main__ import main
+
+TINY = ["--arch", "mobilenet_v3_small", "--weights", "None", "--method", "feature_extraction"]
+
+
+@pytest.fixture
+def data(make_photos):
+    return make_photos({"apple": 10, "pear": 10})
+
+
+@pytest.fixture
+def trained(data, tmp_path, capsys):
+    """A run's folder, and what was printed."""
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "runs"), *TINY]) == 0
+    told = json.loads(capsys.readouterr().out)
+    return told["run"], told
+
+
+def test_train_prints_the_runs_folder_and_scores_and_nothing_else(trained, data, tmp_path):
+    folder, told = trained
+    catalog = prepare(data)
+    predictions = predict(
+        load_model(f"{folder}/best.safetensors"),
+        make_loaders(catalog, load_model(f"{folder}/best.safetensors"))["test"],
+    )
+    assert told["test_accuracy"] == (predictions["target"] == predictions["predicted"]).mean()
+    record = json.loads((tmp_path / "runs" / folder.rsplit("/", 1)[1] / "config.json").read_text())
+    expected = Config(arch="mobilenet_v3_small", weights=None, method="feature_extraction")
+    assert Config(**record["config"]) == expected
+
+
+def test_every_field_of_a_config_is_an_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for field in Config.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')}" in shown
+    assert "--no-augment" in shown  # "--augment False" would be true, where bool() reads it
+
+
+def test_evaluate_counts_every_photo_once(trained, data, tmp_path, capsys):
+    folder, _ = trained
+    assert main(["evaluate", "--run", folder, "--data", str(data), "--out", str(tmp_path / "all.csv")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["photos"] == 20 and len(pd.read_csv(tmp_path / "all.csv")) == 20  # the folder has no parts
+    assert scores["between"][0] <= scores["accuracy"] <= scores["between"][1]
+
+
+def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, make_photos, tmp_path, capsys):
+    folder = trained[0]
+    inbox = make_photos({"a/b": 2, ".": 1}, tmp_path / "inbox")
+    (inbox / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    Image.new("L", (50, 40)).save(inbox / "grey.PNG")
+    assert main(["predict", "--run", folder, "--data", str(inbox)]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "filename,label"
+    rows = dict(line.split(",") for line in lines[1:])
+    assert set(rows) == {"0.jpg", "a/b/0.jpg", "a/b/1.jpg", "a/broken.jpg", "grey.PNG"}
+    assert rows.pop("a/broken.jpg") == "" and set(rows.values()) <= {"apple", "pear"}
+    assert "not readable: a/broken.jpg" in err
+
+
+def test_predict_says_what_the_loaders_say(trained, data, capsys):
+    folder = trained[0]
+    assert main(["predict", "--run", folder, "--data", str(data)]) == 0
+    rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])
+    model = load_model(f"{folder}/best.safetensors")
+    for loader in make_loaders(prepare(data), model, augment=False).values():
+        table = predict(model, loader)
+        assert table["predicted"].tolist() == [rows[path] for path in table["path"]]
+
+
+def test_scan_and_compare_print_tables(trained, data, tmp_path, capsys):
+    (data / "apple" / "empty.jpg").write_bytes(b"")
+    assert main(["scan", "--data", str(data)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("path,label,") and len(out.splitlines()) == 22
+    assert "1 cannot be used" in err
+    assert main(["compare", "--out", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.startswith("run,method,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scan", "--data", "nowhere"], "nowhere: no such folder"),
+        (["compare", "--out", "nowhere"], "nowhere: holds no run"),
+        (["predict", "--run", "nowhere", "--data", "."], "nowhere"),
+        (["train", "--data", "nowhere", "--epochs", "0"], "epochs is 0, but must be at least 1"),
+        (["train", "--data", "nowhere", "--method", "from_scratch", "--recipe", "lp_ft"], "none of from_scratch's"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # found while the command line is read
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code in (1, 2) and out == ""
+    assert said in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+
+
+def test_an_unknown_option_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data", ".", "--epoch", "3"])
+    assert stop.value.code == 2
+    assert "--epochs" in capsys.readouterr().err  # what was probably meant
+
+
+def test_ctrl_c_is_exit_code_130(data, tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__.experiments, "run_experiment", interrupted)
+    assert main(["train", "--data", str(data), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_it_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "cropkit", "sample", "--root", str(tmp_path / "s"), "--photos-per-class", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 's'}\n"
+    assert len(list((tmp_path / "s" / "train").iterdir())) == 33
