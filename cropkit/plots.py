@@ -104,18 +104,20 @@ def contact_sheet(
         raise ValueError("there are no photos to show.")
     columns = min(columns, len(paths))
     rows = -(-len(paths) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + 16)), "white")
+    letters = max(10, side // 15)
+    high = side + letters + 6
+    sheet = Image.new("RGB", (columns * side, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
     cjk = None if "".join(captions).isascii() else _cjk_font()
-    font = ImageFont.truetype(cjk, 11) if cjk else ImageFont.load_default()
+    font = ImageFont.truetype(cjk, letters) if cjk else ImageFont.load_default(letters)
     if not cjk:
         for english, chinese in CHINESE.items():
             captions = [caption.replace(chinese, english) for caption in captions]
     for place, (path, caption) in enumerate(zip(paths, captions, strict=True)):
-        x, y = place % columns * side, place // columns * (side + 16)
+        x, y = place % columns * side, place // columns * high
         photo = contain(open_photo(Path(root) / path, min_side=side), side - 4)
         sheet.paste(photo, (x + (side - photo.width) // 2, y + (side - photo.height) // 2))
-        draw.text((x + side / 2, y + side + 6), caption, fill="black", anchor="mm", font=font)
+        draw.text((x + side / 2, y + side + letters / 2), caption, fill="black", anchor="mm", font=font)
     if ax is None:
         width = 1.35 * columns
         _, ax = plt.subplots(figsize=(width, width * sheet.height / sheet.width), layout="constrained")
