@@ -1,5 +1,6 @@
 """The functions of cropkit from the shell: ``python -m cropkit <command> --help``, or just ``cropkit``.
 
+Under ``torchrun ... -m cropkit <command>`` train, evaluate and predict run in all its processes together.
 Results go to stdout, progress and remarks to stderr. Exit codes: 0; 1 where something could not be done, and one line
 says what and why; 2 where the command line is wrong; 130 after Ctrl-C; 75 after SIGTERM, when all is saved.
 """
@@ -19,6 +20,7 @@ from cropkit import catalog as photos
 from cropkit import experiments, interpret, samples, training
 from cropkit.checkpoints import load_model, save_whole
 from cropkit.datasets import CropDataset, transforms_for
+from cropkit.distributed import from_first, processes, rank
 from cropkit.experiments import Config
 from cropkit.models import preprocessing_of
 
@@ -68,32 +70,33 @@ def train(data: Path, config: Config, out: Path = Path("runs"), num_workers: int
         out: folder for runs.
         num_workers: processes that read photos; any number gives the same result.
     """
-    run = experiments.run_experiment(config, photos.prepare(data), out, num_workers=num_workers)
+    catalog = from_first(lambda: photos.prepare(data))
+    run = experiments.run_experiment(config, catalog, out, num_workers=num_workers)
     if not run.finished:
         print(f"stopped; the same command goes on. {run.folder}")
         raise KeyboardInterrupt
     return json.dumps({"run": str(run.folder), **run.metrics, "photos": len(run.predictions)}, indent=1)
 
 
-def evaluate(run: Path, data: Path, part: Literal["train", "val", "test"] = "test", out: Path | None = None) -> str:
+def evaluate(model: Path, data: Path, part: Literal["train", "val", "test"] = "test", out: Path | None = None) -> str:
     """Score a trained model on labelled photos; prints JSON.
 
     Args:
-        run: a run's folder, or its best.safetensors.
+        model: a run's folder, or its best.safetensors.
         data: folder of photos; where it has no parts, all of them count.
         part: which part counts.
         out: file for the predictions, as CSV.
     """
-    model = load_model(_weights(run))
-    catalog = photos.good_photos(photos.scan(data))
+    trained = load_model(_weights(model))
+    catalog = from_first(lambda: photos.good_photos(photos.scan(data)))
     if (catalog["split"] != "").any():
         catalog = catalog[catalog["split"] == part]
     if catalog.empty:
         raise ValueError(f"{data}: has no {part} photos.")
-    side = preprocessing_of(model)["resize_size"]
-    dataset = CropDataset(catalog, list(model.class_names), transforms_for(model), min_side=side)  # type: ignore[arg-type]
-    predictions = training.predict(model, DataLoader(dataset, batch_size=32))
-    if out is not None:
+    side = preprocessing_of(trained)["resize_size"]
+    dataset = CropDataset(catalog, list(trained.class_names), transforms_for(trained), min_side=side)  # type: ignore[arg-type]
+    predictions = training.predict(trained, DataLoader(dataset, batch_size=32))
+    if out is not None and rank() == 0:
         save_whole(out, predictions.to_csv(index=False))
     low, high = interpret.bootstrap_interval(predictions[["target", "predicted"]])
     scores = {
@@ -106,23 +109,24 @@ def evaluate(run: Path, data: Path, part: Literal["train", "val", "test"] = "tes
     return json.dumps(scores, indent=1)
 
 
-def predict(run: Path, data: Path, out: Path | None = None) -> str:
+def predict(model: Path, data: Path, out: Path | None = None) -> str:
     """Name every photo of a folder, labelled or not, however nested; prints CSV: filename,label.
 
     Files that cannot be read have a row without a label, and are told on stderr.
 
     Args:
-        run: a run's folder, or its best.safetensors.
+        model: a run's folder, or its best.safetensors.
         data: folder of photos.
         out: file for the CSV, instead of printing it.
     """
-    table = training.classify(load_model(_weights(run)), data)
-    for row in table[table["problem"] != ""].itertuples():
+    table = training.classify(load_model(_weights(model)), data)
+    for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
         print(f"not readable: {row.path} ({row.problem})")
     answer = table[["path", "label"]].rename(columns={"path": "filename"}).to_csv(index=False)
     if out is None:
         return answer
-    save_whole(out, answer)
+    if rank() == 0:
+        save_whole(out, answer)
     return str(out)
 
 
@@ -135,8 +139,8 @@ def compare(out: Path = Path("runs")) -> str:
     return experiments.compare_runs(out).to_csv()
 
 
-def _weights(run: Path) -> Path:
-    return run / "best.safetensors" if run.is_dir() else run
+def _weights(model: Path) -> Path:
+    return model / "best.safetensors" if model.is_dir() else model
 
 
 def _remarks_to_stderr(command: Callable[..., str]) -> Callable[..., str]:
@@ -155,19 +159,21 @@ COMMANDS = {f.__name__: _remarks_to_stderr(f) for f in (sample, fetch, scan, tra
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        result = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="cropkit",
-            description="Transfer learning on crop photos. `cropkit <command> --help` lists a command's options.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with processes():
+            result = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="cropkit",
+                description="Transfer learning on crop photos. `cropkit <command> --help` lists a command's options.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+            if rank() == 0:
+                print(result, end="" if result.endswith("\n") else "\n")
     except (OSError, ValueError) as error:
         print(f"cropkit: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print(result, end="" if result.endswith("\n") else "\n")
     return 0
 
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from cropkit.cache import replace_file
+from cropkit.distributed import rank, total, wait_for_all
 from cropkit.models import check_head, create_model, preprocessing_of
 
 EVERY = 300.0  # seconds between two savings within an epoch
@@ -253,16 +254,26 @@ class Checkpoint:
             if torch.cuda.is_available() and state["random_cuda"]:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
             self._position = Position(**state["position"])
-        write_lines(self.folder / METRICS, self._position.rows)  # finds now whether the folder can be written
+        if rank() == 0:
+            write_lines(self.folder / METRICS, self._position.rows)  # finds now whether the folder can be written
         return self._position
 
     def step_done(self) -> None:
         """Called after every step: save where it is time to."""
+        self.stop = total(self.stop)[0] > 0  # where one process was told to, all stop after the same step
         if self.stop or time.monotonic() - self._saved > EVERY:
             self.save()
 
     def save(self) -> None:
-        """Write ``last.pt``; ends the process if it was told to stop."""
+        """Write ``last.pt``; ends the process if it was told to stop. The first process writes for all."""
+        if rank() == 0:
+            self._write_last()
+        self._saved = time.monotonic()
+        if self.stop:
+            wait_for_all()
+            raise SystemExit(STOPPED)
+
+    def _write_last(self) -> None:
         state: dict[str, Any] = {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -276,19 +287,18 @@ class Checkpoint:
         torch.save(state, packed)
         save_checked(self.last, packed.getvalue())
         write_lines(self.folder / METRICS, self._position.rows)
-        self._saved = time.monotonic()
-        if self.stop:
-            raise SystemExit(STOPPED)
 
     def save_best(self, model: nn.Module, metrics: dict[str, float]) -> None:
         """Write ``best.safetensors``, see `save_model`."""
-        save_model(model, self.best, self.class_names, metrics)
+        if rank() == 0:
+            save_model(model, self.best, self.class_names, metrics)
 
     def forget_last(self) -> None:
         """Remove what only a training that goes on needs."""
-        for file in self.folder.glob(f"{self.last.name}*"):
+        for file in self.folder.glob(f"{self.last.name}*") if rank() == 0 else ():
             file.unlink()
 
     def load_best(self, model: nn.Module) -> None:
         """Put the weights of the best epoch into a model."""
+        wait_for_all()
         model.load_state_dict(safetensors.torch.load(load_checked(self.best)))

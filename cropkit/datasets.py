@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from cropkit.cache import open_shrunk
 from cropkit.catalog import SPLITS, check_split, class_names, good_photos
+from cropkit.distributed import rank, ranks
 from cropkit.models import preprocessing_of
 from cropkit.photos import open_photo
 
@@ -30,7 +31,8 @@ _drawing = threading.Lock()  # torch's random numbers are the same for all threa
 def photo_threads() -> ThreadPoolExecutor:
     """Threads that read photos, one a core."""
     # Threads of one: two of them that each use all cores for a photo's arithmetic would only disturb each other.
-    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return ThreadPoolExecutor(max(1, cores), initializer=torch.set_num_threads, initargs=(1,))
 
 
 @contextmanager
@@ -134,6 +136,7 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         self.transform = transform
         self.min_side = min_side
         self.cache, self.verify, self.seed = cache, verify, seed
+        self.rank, self.ranks = rank(), ranks()  # kept, since a process that reads ahead does not know them
         index = {name: number for number, name in enumerate(self.class_names)}
         for path, label in zip(catalog["path"], catalog["label"], strict=True):
             if label not in index:
@@ -159,7 +162,12 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(photo), self.targets[index]
 
     def __getitems__(self, places: Sequence[int | tuple[int, int]]) -> list[tuple[Tensor, int]]:
-        """A batch: read by threads, unless this is one of several processes that read."""
+        """A batch: read by threads, unless this is one of several processes that read.
+
+        Of a training batch, whose places have an epoch, each process that trains gets its share.
+        """
+        if isinstance(places[0], tuple):
+            places = places[self.rank :: self.ranks]
         if get_worker_info() is not None or len(places) == 1:
             return [self[place] for place in places]
         with photo_threads() as pool:
@@ -222,8 +230,8 @@ def make_loaders(
     Returns:
         ``{"train": ..., "val": ..., "test": ...}``, without a part that is empty. Each yields (photos, targets) of
         shapes (N, 3, H, W) and (N,); train in random order, the others in the catalog's. A last training batch of a
-        single photo is dropped. ``loader.dataset`` knows
-        ``class_names``, the same list for every part, whatever classes the part happens to hold.
+        single photo, or of fewer than there are processes, is dropped. ``loader.dataset`` knows ``class_names``, the
+        same list for every part, whatever classes the part happens to hold.
 
     Raises:
         ValueError: if there are fewer than two classes, or a class has no training photos.
@@ -237,8 +245,14 @@ def make_loaders(
             continue
         photos.attrs |= catalog.attrs
         training = part == "train"
-        # BatchNorm cannot train on a single photo.
-        drop_last = training and len(photos) > batch_size > 1 and len(photos) % batch_size == 1
+        if training and min(batch_size, len(photos)) < ranks():
+            raise ValueError(
+                f"a batch of {min(batch_size, len(photos))} photos cannot be shared out to {ranks()} processes. Start "
+                "fewer, or give a larger batch_size."
+            )
+        # BatchNorm cannot train on a single photo, and a process cannot on none.
+        left = len(photos) % batch_size
+        drop_last = training and len(photos) > batch_size > 1 and 1 <= left < max(2, ranks())
         dataset = CropDataset(
             photos,
             names,

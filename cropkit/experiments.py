@@ -27,6 +27,7 @@ from cropkit.cache import file_hash
 from cropkit.catalog import class_names, good_photos
 from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, save_whole, write_lines
 from cropkit.datasets import make_loaders
+from cropkit.distributed import from_first, rank, ranks, wait_for_all
 from cropkit.features import extract_features, feature_precision, fit_head
 from cropkit.interpret import bootstrap_interval
 from cropkit.models import create_model, freeze_backbone, get_classifier
@@ -155,7 +156,8 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)  # the system frees it when its process dies
     try:
-        lock.acquire()
+        if rank() == 0:
+            lock.acquire()
     except Timeout as error:
         raise BlockingIOError(f"{folder}: another process trains in it. Wait for it, or change the config.") from error
     try:
@@ -266,7 +268,7 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
     record: dict[str, Any] = {"config": asdict(config), "classes": names, "data": _describe(catalog)}
     if config.weights not in (None, "imagenet"):
         record["weights_file"] = file_hash(str(config.weights))
-    begun, checkpoint = _read_record(folder), Checkpoint(folder, names)
+    begun, checkpoint = from_first(lambda: _read_record(folder)), Checkpoint(folder, names)
     if begun is not None:
         _refuse_others(folder, begun, record)
         if begun["finished"]:
@@ -297,7 +299,7 @@ def _go_on(
 ) -> Run:
     """Train from the beginning, or from where it was cut off, to the end."""
     start = time.perf_counter()
-    if begun is not None:  # another number of threads adds up in another order
+    if begun is not None and begun["environment"]["processes"] == ranks():  # others would add up in another order
         torch.set_num_threads(begun["environment"]["threads"])
     names = checkpoint.class_names
     torch.manual_seed(config.seed)
@@ -320,11 +322,15 @@ def _go_on(
         if (here := _environment(device)) != begun["environment"]:
             record.setdefault("gone_on_in", []).append(here)
     else:
-        record |= {"environment": _environment(device), "precision": _choose(config, model, loaders), "finished": False}
+        environment = _environment(device)
+        chosen = from_first(lambda: _chosen_before(config, environment, folder.parent))
+        chosen = chosen or _choose(config, model, loaders)
+        record |= {"environment": environment, "precision": chosen, "finished": False}
     record["root"] = _root(catalog)
     _write_json(folder / RECORD, record)
     history = _train(config, model, loaders, cache, checkpoint, record["precision"])
-    write_lines(folder / METRICS, history.to_dict("records"))
+    if rank() == 0:
+        write_lines(folder / METRICS, history.to_dict("records"))
     before = record.get("seconds", 0.0)
     if history.attrs.get("interrupted"):
         _write_json(folder / RECORD, record | {"seconds": before + time.perf_counter() - start})
@@ -334,10 +340,12 @@ def _go_on(
     record["metrics"] = _metrics(predictions)
     if config.method == "feature_extraction":
         checkpoint.save_best(model, record["metrics"])
-    save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
+    if rank() == 0:
+        save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
     record |= {"finished": True, "seconds": before + time.perf_counter() - start}
     _write_json(folder / RECORD, record)
     checkpoint.forget_last()
+    wait_for_all()  # what is read now, the first process has written
     return _read(folder, config, record)
 
 
@@ -386,6 +394,17 @@ def _fit_head_by_diary(config: Config, model: nn.Module, features: dict[str, Ten
     return history
 
 
+def _chosen_before(config: Config, environment: dict[str, Any], out: Path) -> dict[str, str] | None:
+    """The precision of an earlier run of this kind, so that all seeds are computed alike, whatever a probe says."""
+    alike = ("arch", "method", "recipe", "batch_size")
+    for path in sorted(out.glob(f"*/{RECORD}")):
+        record: Any = _read_record(path.parent)
+        here = isinstance(record, dict) and record.get("environment") == environment
+        if here and all(record["config"][name] == getattr(config, name) for name in alike):
+            return record["precision"]
+    return None
+
+
 def _choose(config: Config, model: nn.Module, loaders: dict[str, DataLoader]) -> dict[str, str]:
     """The precision for each use, tried once and then read from the record."""
     chosen = {"features": torch.float32, "training": torch.float32}
@@ -431,6 +450,7 @@ def _environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": ranks(),
     }
 
 
@@ -479,7 +499,8 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    save_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if rank() == 0:
+        save_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

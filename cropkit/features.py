@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cropkit.cache import file_hash, file_key, replace_file
 from cropkit.datasets import CropDataset, photo_threads, transforms_for
+from cropkit.distributed import from_first, gathered, rank, share, wait_for_all
 from cropkit.memory import keep_freed_memory
 from cropkit.models import evaluating, get_classifier
 from cropkit.precision import fastest_precision
@@ -73,7 +74,8 @@ def extract_features(
     folder = None if cache is None else Path(cache) / f"features-{_fingerprint(model, head, dataset)}"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if folder is None else FileLock(folder / ".lock"):
+    with nullcontext() if folder is None or rank() else FileLock(folder / ".lock"):
+        wait_for_all()
         todo, keys = list(range(len(dataset))), []
         if folder is not None:
             # Taken before the photos are read: what is replaced meanwhile then has another key, and is computed anew.
@@ -84,7 +86,9 @@ def extract_features(
                 todo = _read_shards(folder, precision, dataset, keys, features, verify=verify)
         if todo and precision is None:
             precision = feature_precision(model, loader)
-        shards = progress(_photos_ahead(dataset, todo), "extract features", total=-(-len(todo) // SHARD))
+        wait_for_all()  # all have read what there is, so all have the same list of what there is not
+        mine = share(todo)
+        shards = progress(_photos_ahead(dataset, mine), "extract features", total=-(-len(mine) // SHARD))
         for indices, photos in shards:
             assert precision is not None
             vectors = _before_head(model, head, photos, precision)
@@ -92,6 +96,7 @@ def extract_features(
             if folder is not None:
                 hashes = [file_hash(dataset.root / dataset.paths[index]) for index in indices]
                 _write_shard(folder, precision, [keys[index] for index in indices], hashes, vectors)
+        features[todo] = gathered(torch.from_numpy(features[mine]), len(todo)).numpy()
     return TensorDataset(torch.from_numpy(features), torch.tensor(dataset.targets))
 
 
@@ -111,6 +116,10 @@ def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str
 
 def feature_precision(model: nn.Module, loader: DataLoader) -> torch.dtype:
     """The faster precision for features of a loader's photos; bfloat16 only if it hands the head nearly the same."""
+    return from_first(lambda: _feature_precision(model, loader))
+
+
+def _feature_precision(model: nn.Module, loader: DataLoader) -> torch.dtype:
     _, head = get_classifier(model)
     dataset = copy.copy(cast(CropDataset, loader.dataset))
     dataset.transform = transforms_for(model)
@@ -164,7 +173,8 @@ def _shards(folder: Path, precision: torch.dtype) -> list[Path]:
 def _write_shard(folder: Path, precision: torch.dtype, keys: list[str], hashes: list[str], vectors: np.ndarray) -> None:
     about = {"keys": json.dumps(keys), "hashes": json.dumps(hashes), "crc": str(zlib.crc32(vectors.tobytes()))}
     number = len(_shards(folder, precision))
-    while (path := folder / f"{str(precision).removeprefix('torch.')}-{number:06d}.safetensors").exists():
+    name = f"{str(precision).removeprefix('torch.')}-{rank()}"  # its own, as others write at the same time
+    while (path := folder / f"{name}-{number:06d}.safetensors").exists():
         number += 1
     replace_file(path, lambda temporary: temporary.write_bytes(save({"features": torch.from_numpy(vectors)}, about)))
 
@@ -191,7 +201,7 @@ def _read_shards(
             if zlib.crc32(vectors.tobytes()) != int(about["crc"]) or len(kept) != len(vectors):
                 raise ValueError("its sum is wrong")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            shard.unlink()  # damaged: its photos are computed anew
+            shard.unlink(missing_ok=True)  # damaged: its photos are computed anew
             continue
         for key, sha, vector in zip(kept, hashes, vectors, strict=True):
             for index in wanted.get(key, ()):

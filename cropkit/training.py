@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from cropkit.catalog import list_files
 from cropkit.checkpoints import Checkpoint, Position
 from cropkit.datasets import CropDataset, EpochSampler, photo_threads, transforms_for
+from cropkit.distributed import average_gradients, collected, copy_from_first, from_first, gathered, ranks, share, total
 from cropkit.features import extract_features, fit_head
 from cropkit.memory import keep_freed_memory
 from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, preprocessing_of, unfreeze
@@ -46,9 +47,10 @@ def _explained(
     def explained(model: nn.Module, loader: DataLoader, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(model, loader, *args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
             size = getattr(loader, "batch_size", None) or 1
-            if re.search(r"DataLoader worker \(pid", str(error)):  # is killed, or exited unexpectedly
+            torn = isinstance(error, ConnectionError | EOFError) and getattr(loader, "num_workers", 0) > 0
+            if torn or re.search(r"DataLoader worker \(pid", str(error)):  # is killed, or exited unexpectedly
                 raise RuntimeError(
                     f"a process that reads photos was killed, often because memory ran out ({error}). "
                     "Make the loaders with num_workers=0."
@@ -109,6 +111,7 @@ def fit(
         check_head(model, class_names)
     check_optimizer(model, optimizer, scheduler)
     keep_freed_memory()
+    copy_from_first(model)
     criterion = criterion or nn.CrossEntropyLoss()
     each_step = isinstance(scheduler, OneCycleLR | CyclicLR)
     position = Position() if checkpoint is None else checkpoint.attach(model, optimizer, scheduler, loaders["train"])
@@ -220,12 +223,15 @@ def train_one_epoch(
             )
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(model, len(targets))
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        here.loss_sum += loss.item() * len(targets)
-        here.correct += int((logits.argmax(dim=1) == targets).sum())
-        here.count += len(targets)
+        correct = (logits.argmax(dim=1) == targets).sum().item()
+        loss_sum, correct, count = total(loss.item() * len(targets), correct, len(targets))
+        here.loss_sum += loss_sum
+        here.correct += int(correct)
+        here.count += int(count)
         here.batches += 1
         if checkpoint is not None:
             checkpoint.step_done()
@@ -304,7 +310,7 @@ def fine_tune(
         history = fit(model, loaders, optimizer, scheduler=scheduler, epochs=epochs, checkpoint=checkpoint)
         history.attrs |= {"recipe": recipe, "precision": "float32", "seconds_before": 0.0}
         return history
-    if checkpoint is None or not checkpoint.begun():
+    if checkpoint is None or not from_first(checkpoint.begun):
         parts = [part for part in loaders if part != "test"]
         fit_head(
             model,
@@ -340,7 +346,7 @@ def training_precision(model: nn.Module, loader: DataLoader) -> torch.dtype:
     dataset = loader.dataset
     with torch.random.fork_rng(devices=[]):  # augmentation must not draw from the training's random numbers
         photos = torch.stack([dataset[index][0] for index in range(min(PROBE, len(dataset)))])  # type: ignore[arg-type]
-    return fastest_precision(model, photos, training=True)
+    return from_first(lambda: fastest_precision(model, photos, training=True))
 
 
 @_explained
@@ -353,16 +359,24 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
     keep_freed_memory()
     device = next(model.parameters()).device
     criterion = criterion or nn.CrossEntropyLoss()
-    loss_sum, correct, count = 0.0, 0, 0
+    loss_sum, correct, count = 0.0, 0.0, 0.0
     with evaluating(model):
-        for photos, targets in progress(loader, "evaluate"):
+        for photos, targets in progress(loader if ranks() == 1 else _in_order(loader), "evaluate"):
             photos, targets = photos.to(device), targets.to(device)
             logits = model(photos)
             _check_targets(targets, logits)
             loss_sum += criterion(logits, targets).item() * len(targets)
-            correct += int((logits.argmax(dim=1) == targets).sum())
+            correct += (logits.argmax(dim=1) == targets).sum().item()
             count += len(targets)
+    loss_sum, correct, count = total(loss_sum, correct, count)
     return loss_sum / count, correct / count
+
+
+def _in_order(loader: DataLoader) -> DataLoader:
+    """A loader of this process's share of the photos, each once; all of them where there is one process."""
+    mine = Subset(loader.dataset, share(range(len(loader.dataset))))  # type: ignore[arg-type]
+    workers = loader.num_workers
+    return DataLoader(mine, loader.batch_size, num_workers=workers, generator=torch.Generator())
 
 
 @_explained
@@ -391,12 +405,11 @@ def predict(model: nn.Module, loader: DataLoader) -> pd.DataFrame:
     check_head(model, names)
     keep_freed_memory()
     device = next(model.parameters()).device
-    in_order = DataLoader(dataset, batch_size=loader.batch_size, num_workers=loader.num_workers)
-    outputs: list[Tensor] = []
+    outputs = [torch.empty(0, len(names))]
     with evaluating(model):
-        for photos, _ in progress(in_order, "predict"):
+        for photos, _ in progress(_in_order(loader), "predict"):
             outputs.append(model(photos.to(device)).float().cpu())
-    log_probabilities = torch.cat(outputs).log_softmax(dim=1)
+    log_probabilities = gathered(torch.cat(outputs), len(dataset.paths)).log_softmax(dim=1)  # type: ignore[attr-defined]
     targets = torch.tensor(dataset.targets)  # type: ignore[attr-defined]
     best = log_probabilities.max(dim=1)
     table = pd.DataFrame(
@@ -439,6 +452,7 @@ def classify(model: nn.Module, root: str | os.PathLike[str], *, batch_size: int 
     paths = sorted(list_files(root)[0])
     if not paths:
         raise ValueError(f"{root}: holds no photos.")
+    paths = list(share(paths))
     transform, min_side = transforms_for(model), preprocessing_of(model)["resize_size"]
     device = next(model.parameters()).device
 
@@ -451,8 +465,8 @@ def classify(model: nn.Module, root: str | os.PathLike[str], *, batch_size: int 
     rows = []
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with evaluating(model), torch.no_grad(), photo_threads() as pool:
-        ahead = pool.map(read, batches[0])
-        for batch, following in zip(progress(batches, "classify"), [*batches[1:], []], strict=True):
+        ahead = pool.map(read, batches[0] if batches else [])
+        for batch, following in zip(progress(batches, "classify"), [*batches[1:], []], strict=False):
             photos, ahead = list(ahead), pool.map(read, following)
             good = [photo for photo in photos if isinstance(photo, Tensor)]
             told = iter(model(torch.stack(good).to(device)).float().softmax(dim=1).cpu() if good else ())
@@ -462,7 +476,7 @@ def classify(model: nn.Module, root: str | os.PathLike[str], *, batch_size: int 
                 else:
                     probability, index = next(told).max(dim=0)
                     rows.append((path, names[int(index)], float(probability), ""))
-    return pd.DataFrame(rows, columns=["path", "label", "probability", "problem"])
+    return pd.DataFrame(sorted(collected(rows)), columns=["path", "label", "probability", "problem"])
 
 
 def _class_names(loader: DataLoader) -> list[str] | None:

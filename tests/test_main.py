@@ -50,7 +50,7 @@ def test_every_field_of_a_config_is_an_option(capsys):
 
 def test_evaluate_counts_every_photo_once(trained, data, tmp_path, capsys):
     folder, _ = trained
-    assert main(["evaluate", "--run", folder, "--data", str(data), "--out", str(tmp_path / "all.csv")]) == 0
+    assert main(["evaluate", "--model", folder, "--data", str(data), "--out", str(tmp_path / "all.csv")]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["photos"] == 20 and len(pd.read_csv(tmp_path / "all.csv")) == 20  # the folder has no parts
     assert scores["between"][0] <= scores["accuracy"] <= scores["between"][1]
@@ -61,7 +61,7 @@ def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, 
     inbox = make_photos({"a/b": 2, ".": 1}, tmp_path / "inbox")
     (inbox / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
     Image.new("L", (50, 40)).save(inbox / "grey.PNG")
-    assert main(["predict", "--run", folder, "--data", str(inbox)]) == 0
+    assert main(["predict", "--model", folder, "--data", str(inbox)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "filename,label"
@@ -73,7 +73,7 @@ def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, 
 
 def test_predict_says_what_the_loaders_say(trained, data, capsys):
     folder = trained[0]
-    assert main(["predict", "--run", folder, "--data", str(data)]) == 0
+    assert main(["predict", "--model", folder, "--data", str(data)]) == 0
     rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])
     model = load_model(f"{folder}/best.safetensors")
     for loader in make_loaders(prepare(data), model, augment=False).values():
@@ -96,7 +96,7 @@ def test_scan_and_compare_print_tables(trained, data, tmp_path, capsys):
     [
         (["scan", "--data", "nowhere"], "nowhere: no such folder"),
         (["compare", "--out", "nowhere"], "nowhere: holds no run"),
-        (["predict", "--run", "nowhere", "--data", "."], "nowhere"),
+        (["predict", "--model", "nowhere", "--data", "."], "nowhere"),
         (["train", "--data", "nowhere", "--epochs", "0"], "epochs is 0, but must be at least 1"),
         (["train", "--data", "nowhere", "--method", "from_scratch", "--recipe", "lp_ft"], "none of from_scratch's"),
     ],

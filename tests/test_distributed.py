@@ -1,0 +1,213 @@
+"""Real processes, started as a user starts them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from cropkit import Config
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import pandas as pd
+import torch
+from torch import nn, optim
+import cropkit
+from cropkit import distributed
+
+root, out = sys.argv[1:]
+with distributed.processes():
+    torch.manual_seed(0)
+    catalog = pd.read_pickle(Path(root).parent / "catalog.pkl")
+    model = cropkit.create_model("mobilenet_v3_small", num_classes=2, weights=None)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each process would drop others
+    cropkit.freeze_batchnorm(model)
+    loaders = cropkit.make_loaders(catalog, model, batch_size=8)
+    features = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision=torch.float32).tensors[0]
+    again = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision=torch.float32).tensors[0]
+    assert torch.equal(features, again)
+    history = cropkit.fit(model, loaders, optim.SGD(model.parameters(), lr=0.01, momentum=0.9), epochs=2)
+    predictions = cropkit.predict(model, loaders["test"])
+    loss, accuracy = cropkit.evaluate(model, loaders["test"])
+    told = (history, predictions, loss, accuracy, features, model.state_dict())
+    torch.save(told, f"{out}.{distributed.rank()}")
+"""
+QUIET = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def torchrun(*arguments, processes=2, nodes=1, node=0, port=0):
+    where = ["--standalone"] if nodes == 1 else [f"--nnodes={nodes}", f"--node-rank={node}", "--master-addr=127.0.0.1"]
+    where += [] if nodes == 1 else [f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={processes}", *arguments]
+    return subprocess.Popen(command, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(*running, within=240):
+    """What each process wrote to stdout; all must end well."""
+    outs = []
+    for process in running:
+        out, err = process.communicate(timeout=within)
+        assert process.returncode == 0, err
+        outs.append(out)
+    return outs
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """21 training, 5 val and 7 test photos of two colours, with a catalog beside them."""
+    import numpy as np
+    from PIL import Image
+
+    from cropkit import scan
+
+    root, rng = tmp_path_factory.mktemp("ranks") / "photos", np.random.default_rng(0)
+    counts = {"train": (11, 10), "val": (2, 3), "test": (4, 3)}
+    for part, numbers in counts.items():
+        for crop, count, colour in zip(("apple", "pear"), numbers, ("red", "green"), strict=True):
+            (root / part / crop).mkdir(parents=True)
+            for number in range(count):
+                noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60))
+                Image.blend(noise, Image.new("RGB", (80, 60), colour), 0.4).save(root / part / crop / f"{number}.jpg")
+    scan(root).to_pickle(root.parent / "catalog.pkl")
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(photos):
+    """What one process comes to."""
+    script, out = photos.parent / "train.py", str(photos.parent / "alone")
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, script, photos, out], env=QUIET, check=True)
+    return torch.load(f"{out}.0", weights_only=False)
+
+
+def check_equal(told, alone):
+    history, predictions, loss, accuracy, features, weights = told
+    expected, expected_predictions, expected_loss, expected_accuracy, expected_features, expected_weights = alone
+    columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    pd.testing.assert_frame_equal(history[columns], expected[columns], rtol=1e-3, atol=1e-4)
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, expected_weights[name], rtol=1e-3, atol=1e-4), name
+    assert torch.allclose(features, expected_features, atol=1e-5)
+    assert predictions["path"].tolist() == expected_predictions["path"].tolist()  # each once, in order
+    assert predictions["predicted"].tolist() == expected_predictions["predicted"].tolist()
+    assert (loss, accuracy) == pytest.approx((expected_loss, expected_accuracy), rel=1e-3)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_come_to_what_one_comes_to(photos, alone, processes):
+    out = str(photos.parent / f"together{processes}")
+    ended(torchrun(str(photos.parent / "train.py"), str(photos), out, processes=processes))
+    for rank in range(processes):
+        check_equal(torch.load(f"{out}.{rank}", weights_only=False), alone)
+
+
+def test_two_nodes_come_to_what_one_process_comes_to(photos, alone):
+    out, port = str(photos.parent / "nodes"), free_port()
+    script = str(photos.parent / "train.py")
+    nodes = [torchrun(script, str(photos), out, processes=1, nodes=2, node=node, port=port) for node in range(2)]
+    ended(*nodes)
+    for rank in range(2):
+        check_equal(torch.load(f"{out}.{rank}", weights_only=False), alone)
+
+
+def options(photos, out, *more):
+    tiny = ["--arch", "mobilenet_v3_small", "--weights", "None", "--batch-size", "8"]
+    return ["-m", "cropkit", "train", "--data", str(photos), "--out", str(out), *tiny, *more]
+
+
+def test_the_command_line_trains_and_predicts_together_and_prints_once(photos, tmp_path):
+    method = ["--method", "feature_extraction", "--recipe", "diary", "--epochs", "3"]
+    (out,) = ended(torchrun(*options(photos, tmp_path, *method)))
+    told = json.loads(out)
+    assert told["photos"] == 12  # val and test, each once
+    (out,) = ended(torchrun("-m", "cropkit", "predict", "--model", told["run"], "--data", str(photos)))
+    assert len(out.splitlines()) == 1 + 33
+    (out,) = ended(torchrun("-m", "cropkit", "evaluate", "--model", told["run"], "--data", str(photos), processes=3))
+    assert json.loads(out)["photos"] == 7
+    assert json.loads(out)["accuracy"] == told["test_accuracy"]
+
+
+def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, tmp_path):
+    long = ["--method", "from_scratch", "--epochs", "40"]
+    running = torchrun(*options(photos, tmp_path, *long))
+    config = Config(method="from_scratch", arch="mobilenet_v3_small", batch_size=8, epochs=40)
+    lines = tmp_path / config.name / "metrics.jsonl"
+    wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 2, running)
+    children = subprocess.run(
+        ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    start = time.monotonic()
+    running.communicate(timeout=60)
+    assert running.returncode != 0 and time.monotonic() - start < 60
+    assert subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True).stdout == b""
+    done = len(lines.read_text().splitlines())
+    again = subprocess.Popen(
+        [sys.executable, *options(photos, tmp_path, *long)], env=QUIET, stdout=subprocess.PIPE, text=True
+    )
+    assert json.loads(ended(again)[0])["photos"] == 12
+    rows = pd.read_json(lines, lines=True)
+    assert rows["epoch"].tolist() == list(range(1, 41)) and done < 40
+
+
+def test_sigterm_saves_after_the_same_step_in_all_and_goes_on(photos, tmp_path):
+    long = ["--method", "from_scratch", "--epochs", "40"]
+    running = torchrun(*options(photos, tmp_path, *long))
+    config = Config(method="from_scratch", arch="mobilenet_v3_small", batch_size=8, epochs=40)
+    lines = tmp_path / config.name / "metrics.jsonl"
+    wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 2, running)
+    running.terminate()
+    running.communicate(timeout=60)
+    assert (tmp_path / config.name / "last.pt").exists()
+    (out,) = ended(torchrun(*options(photos, tmp_path, *long)))
+    assert json.loads(out)["photos"] == 12
+    assert len(lines.read_text().splitlines()) == 40
+
+
+def test_an_error_in_one_process_ends_all(photos, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "from cropkit import distributed\n"
+        "with distributed.processes():\n"
+        "    if distributed.rank() == 1:\n"
+        "        raise ValueError('only here')\n"
+        "    distributed.wait_for_all()\n"
+    )
+    running = torchrun(str(script))
+    _, err = running.communicate(timeout=60)
+    assert running.returncode != 0 and "only here" in err
+
+
+def test_more_processes_than_photos_in_a_batch_are_refused(photos, tmp_path):
+    running = torchrun(*options(photos, tmp_path, "--method", "from_scratch", "--batch-size", "1"))
+    _, err = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "a batch of 1 photos cannot be shared out to 2 processes" in err
+
+
+def wait_for(condition, running):
+    for _ in range(1200):
+        assert running.poll() is None, running.communicate()[1]
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came")
