@@ -382,11 +382,10 @@ def _fit_head_by_diary(config: Config, model: nn.Module, features: dict[str, Ten
     """The diary's SGD on features; a matter of seconds, so that nothing need be saved meanwhile."""
     device = next(model.parameters()).device
     head = get_classifier(model)[1].cpu()
-    order = torch.Generator().manual_seed(config.seed)
-    loaders = {
-        part: DataLoader(data, config.batch_size, shuffle=part == "train", generator=order)
-        for part, data in features.items()
-    }
+    loaders = {}
+    for part, data in features.items():  # each its own numbers, so that an evaluation does not change the order
+        order = torch.Generator().manual_seed(config.seed)
+        loaders[part] = DataLoader(data, config.batch_size, shuffle=part == "train", generator=order)
     optimizer = optim.SGD(head.parameters(), lr=config.learning_rate or DIARY_RATE, momentum=0.9)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     history = fit(head, loaders, optimizer, scheduler=scheduler, epochs=config.epochs)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cropkit import Config
+from cropkit import Config, read_runs
 
 SCRIPT = """
 import sys
@@ -138,6 +138,12 @@ def test_the_command_line_trains_and_predicts_together_and_prints_once(photos, t
     (out,) = ended(torchrun(*options(photos, tmp_path, *method)))
     told = json.loads(out)
     assert told["photos"] == 12  # val and test, each once
+    alone = subprocess.run([sys.executable, *options(photos, tmp_path / "alone", *method)], env=QUIET, check=True)
+    assert alone.returncode == 0
+    tables = [read_runs(folder)[0].predictions for folder in (tmp_path, tmp_path / "alone")]
+    assert tables[0]["path"].tolist() == tables[1]["path"].tolist()
+    apart = tables[0].filter(like="p_") - tables[1].filter(like="p_")
+    assert apart.abs().to_numpy().max() < 1e-3  # also from the second epoch on
     (out,) = ended(torchrun("-m", "cropkit", "predict", "--model", told["run"], "--data", str(photos)))
     assert len(out.splitlines()) == 1 + 33
     (out,) = ended(torchrun("-m", "cropkit", "evaluate", "--model", told["run"], "--data", str(photos), processes=3))
