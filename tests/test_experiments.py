@@ -430,3 +430,13 @@ def test_predictions_of_a_run_know_their_photos(catalog, tmp_path):
     run = run_experiment(HEAD, catalog, tmp_path)
     for predictions in (run.predictions, read_runs(tmp_path)[0].predictions):
         assert cropkit.explore(predictions).html.count("<img") == len(predictions)
+
+
+def test_all_seeds_are_computed_in_the_precision_of_the_first(catalog, tmp_path, monkeypatch):
+    run_experiment(HEAD, catalog, tmp_path)
+    monkeypatch.setattr(cropkit.experiments, "_choose", lambda *_: pytest.fail("probed again"))
+    second = run_experiment(replace(HEAD, seed=1), catalog, tmp_path)
+    first, other = (json.loads((path / "config.json").read_text())["precision"] for path in tmp_path.glob("feature*"))
+    assert first == other and second.finished
+    with pytest.raises(pytest.fail.Exception):  # another batch size is another kind of run
+        run_experiment(replace(HEAD, batch_size=5), catalog, tmp_path)

@@ -136,6 +136,17 @@ def test_a_killed_loader_process_is_an_error_with_its_cure(use):
     assert time.monotonic() - start < 60
 
 
+def test_a_loader_process_killed_while_it_hands_over_a_batch_says_the_same():
+    class Torn(Killed):
+        def __getitem__(self, index):
+            raise ConnectionResetError("Connection reset by peer")
+
+    with pytest.raises(RuntimeError, match=r"(?s)a process that reads photos was killed.*num_workers=0"):
+        evaluate(network(), DataLoader(Torn(), 2, num_workers=1))
+    with pytest.raises(ConnectionResetError):  # no process that reads, so none that was killed
+        evaluate(network(), DataLoader(Torn(), 2))
+
+
 def test_ctrl_c_leaves_the_best_epoch_in_the_model_and_no_process(catalog):
     import psutil
 
