@@ -117,8 +117,8 @@ class Run:
         finished: False if it was interrupted; the same call goes on.
         history: one row an epoch as from `fit`, or one a strength as from `fit_head`.
         metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
-        seconds: at work, features included; without what was lost to a kill.
         predictions: of val and test as from `predict`, with a column ``split``.
+        seconds: at work, features included; without what was lost to a kill.
     """
 
     folder: Path

@@ -69,7 +69,7 @@ def explore(
         An `Explorer`, or with `live` a widget; Jupyter shows either as the last value of a cell.
 
     Raises:
-        ValueError: if a class or the order is unknown, or nobody knows where the photos are.
+        ValueError: if there is nothing to show, a class or the order is unknown, or nobody knows where the photos are.
         ImportError: if `live` lacks ipywidgets.
     """
     if predictions.empty:

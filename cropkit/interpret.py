@@ -221,8 +221,7 @@ def grad_cam(model: nn.Module, photo: Image.Image | str | os.PathLike[str], *, t
     """Where in a photo does the model see a class?
 
     The last feature map, weighted by the gradient of the class's logit (Selvaraju et al., ICCV 2017, arXiv
-    1610.02391).
-    A hint, not a proof: the map of a 224-pixel photo has 7 x 7 places.
+    1610.02391). A hint, not a proof: the map of a 224-pixel photo has 7 x 7 places.
 
     Args:
         model: a convolutional classifier; it is left as it was.

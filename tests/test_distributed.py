@@ -151,12 +151,20 @@ def test_the_command_line_trains_and_predicts_together_and_prints_once(photos, t
     assert json.loads(out)["accuracy"] == told["test_accuracy"]
 
 
-def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, tmp_path):
-    long = ["--method", "from_scratch", "--epochs", "40"]
-    running = torchrun(*options(photos, tmp_path, *long))
+LONG = ["--method", "from_scratch", "--epochs", "40"]
+
+
+def two_epochs_done(photos, out):
+    """A training by two processes that has come so far, and where its epochs are recorded."""
+    running = torchrun(*options(photos, out, *LONG))
     config = Config(method="from_scratch", arch="mobilenet_v3_small", batch_size=8, epochs=40)
-    lines = tmp_path / config.name / "metrics.jsonl"
+    lines = out / config.name / "metrics.jsonl"
     wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 2, running)
+    return running, lines
+
+
+def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, tmp_path):
+    running, lines = two_epochs_done(photos, tmp_path)
     children = subprocess.run(
         ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -168,7 +176,7 @@ def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, 
     assert subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True).stdout == b""
     done = len(lines.read_text().splitlines())
     again = subprocess.Popen(
-        [sys.executable, *options(photos, tmp_path, *long)], env=QUIET, stdout=subprocess.PIPE, text=True
+        [sys.executable, *options(photos, tmp_path, *LONG)], env=QUIET, stdout=subprocess.PIPE, text=True
     )
     assert json.loads(ended(again)[0])["photos"] == 12
     rows = pd.read_json(lines, lines=True)
@@ -176,15 +184,11 @@ def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, 
 
 
 def test_sigterm_saves_after_the_same_step_in_all_and_goes_on(photos, tmp_path):
-    long = ["--method", "from_scratch", "--epochs", "40"]
-    running = torchrun(*options(photos, tmp_path, *long))
-    config = Config(method="from_scratch", arch="mobilenet_v3_small", batch_size=8, epochs=40)
-    lines = tmp_path / config.name / "metrics.jsonl"
-    wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) >= 2, running)
+    running, lines = two_epochs_done(photos, tmp_path)
     running.terminate()
     running.communicate(timeout=60)
-    assert (tmp_path / config.name / "last.pt").exists()
-    (out,) = ended(torchrun(*options(photos, tmp_path, *long)))
+    assert lines.with_name("last.pt").exists()
+    (out,) = ended(torchrun(*options(photos, tmp_path, *LONG)))
     assert json.loads(out)["photos"] == 12
     assert len(lines.read_text().splitlines()) == 40
 
