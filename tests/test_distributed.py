@@ -39,8 +39,11 @@ with distributed.processes():
     assert torch.equal(features, again)
     history = cropkit.fit(model, loaders, optim.SGD(model.parameters(), lr=0.01, momentum=0.9), epochs=2)
     predictions = cropkit.predict(model, loaders["test"])
+    seen = []
+    hook = model.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
     loss, accuracy = cropkit.evaluate(model, loaders["test"])
-    told = (history, predictions, loss, accuracy, features, model.state_dict())
+    hook.remove()
+    told = (history, predictions, loss, accuracy, features, model.state_dict(), sum(seen))
     torch.save(told, f"{out}.{distributed.rank()}")
 """
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -99,8 +102,8 @@ def alone(photos):
 
 
 def check_equal(told, alone):
-    history, predictions, loss, accuracy, features, weights = told
-    expected, expected_predictions, expected_loss, expected_accuracy, expected_features, expected_weights = alone
+    history, predictions, loss, accuracy, features, weights, _ = told
+    expected, expected_predictions, expected_loss, expected_accuracy, expected_features, expected_weights, _ = alone
     columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     pd.testing.assert_frame_equal(history[columns], expected[columns], rtol=1e-3, atol=1e-4)
     for name, tensor in weights.items():
@@ -115,8 +118,10 @@ def check_equal(told, alone):
 def test_several_processes_come_to_what_one_comes_to(photos, alone, processes):
     out = str(photos.parent / f"together{processes}")
     ended(torchrun(str(photos.parent / "train.py"), str(photos), out, processes=processes))
-    for rank in range(processes):
-        check_equal(torch.load(f"{out}.{rank}", weights_only=False), alone)
+    each = [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(processes)]
+    for told in each:
+        check_equal(told, alone)
+    assert sum(told[-1] for told in each) == alone[-1] == 7  # every test photo by one process
 
 
 def test_two_nodes_come_to_what_one_process_comes_to(photos, alone):
@@ -185,8 +190,10 @@ def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, 
 
 def test_sigterm_saves_after_the_same_step_in_all_and_goes_on(photos, tmp_path):
     running, lines = two_epochs_done(photos, tmp_path)
-    running.terminate()
+    children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[1]), signal.SIGTERM)  # one is told, and all must stop where it stops
     running.communicate(timeout=60)
+    assert running.returncode != 0
     assert lines.with_name("last.pt").exists()
     (out,) = ended(torchrun(*options(photos, tmp_path, *LONG)))
     assert json.loads(out)["photos"] == 12
