@@ -150,6 +150,7 @@ def test_a_loader_process_killed_while_it_hands_over_a_batch_says_the_same():
 def test_ctrl_c_leaves_the_best_epoch_in_the_model_and_no_process(catalog):
     import psutil
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
     model = network()
     loaders = make_loaders(catalog, model, batch_size=4, num_workers=2)
     seen = []
