@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
+from torch import nn
 from torch.utils.data import DataLoader
 
 from cropkit import catalog as photos
@@ -87,7 +89,7 @@ def evaluate(model: Path, data: Path, part: Literal["train", "val", "test"] = "t
         part: which part counts.
         out: file for the predictions, as CSV.
     """
-    trained = load_model(_weights(model))
+    trained = _load(model)
     catalog = from_first(lambda: photos.good_photos(photos.scan(data)))
     if (catalog["split"] != "").any():
         catalog = catalog[catalog["split"] == part]
@@ -119,7 +121,7 @@ def predict(model: Path, data: Path, out: Path | None = None) -> str:
         data: folder of photos.
         out: file for the CSV, instead of printing it.
     """
-    table = training.classify(load_model(_weights(model)), data)
+    table = training.classify(_load(model), data)
     for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
         print(f"not readable: {row.path} ({row.problem})")
     answer = table[["path", "label"]].rename(columns={"path": "filename"}).to_csv(index=False)
@@ -139,8 +141,9 @@ def compare(out: Path = Path("runs")) -> str:
     return experiments.compare_runs(out).to_csv()
 
 
-def _weights(model: Path) -> Path:
-    return model / "best.safetensors" if model.is_dir() else model
+def _load(model: Path) -> nn.Module:
+    trained = load_model(model / "best.safetensors" if model.is_dir() else model)
+    return trained.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _remarks_to_stderr(command: Callable[..., str]) -> Callable[..., str]:
