@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+PROBE = 32  # photos with which the two are compared
 ROUNDS = 3
 GAIN = 1.2  # less is not worth the rounding, and noise could have two runs of one config choose differently
 

@@ -26,13 +26,12 @@ from cropkit.features import extract_features, fit_head
 from cropkit.memory import keep_freed_memory
 from cropkit.models import check_head, evaluating, freeze_batchnorm, get_classifier, preprocessing_of, unfreeze
 from cropkit.photos import BadPhoto, open_photo
-from cropkit.precision import fastest_precision
+from cropkit.precision import PROBE, fastest_precision
 from cropkit.progress import progress
 
 LP_FT_RATE = 5e-4  # the highest rate of the backbone; the head learns three times as fast
 DIARY_RATE = 0.001
 HISTORY = ["epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
-PROBE = 32  # photos with which precisions are compared
 HINT = "Make the model anew and try a tenth of the learning rate."
 P = ParamSpec("P")
 R = TypeVar("R")
