@@ -67,7 +67,7 @@ def test_scores_of_each_class_are_those_of_scikit_learn():
     assert weighted_precision(table(true, said)) == pytest.approx(expected["weighted avg"]["precision"])
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 def test_a_class_that_is_never_predicted_has_earned_no_precision():
     predictions = table("aabc", "aaba")
     assert classification_report(predictions).loc["c"].tolist() == [0, 0, 0, 1]
@@ -211,7 +211,7 @@ def test_a_table_that_lacks_what_is_needed_is_refused():
         bootstrap_interval(table("ab", "ab"), level=95)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 def test_no_photos_are_no_error_where_they_can_be_counted():
     nothing = table("", "")
     assert confusion_matrix(nothing).to_numpy().sum() == 0

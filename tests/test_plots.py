@@ -57,7 +57,7 @@ def every_plot(names, root, paths):
     }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 @pytest.mark.parametrize("given", [True, False])
 def test_each_plot_draws_into_the_axes_it_is_given_or_makes_its_own(make_photos, given):
     root = make_photos({"apple": 2})
@@ -77,7 +77,7 @@ def test_all_33_names_are_on_the_axes():
         assert set(FRUIT) <= set(drawn(ax))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 def test_chinese_names_are_drawn_where_a_font_has_them():
     if plots._cjk_font() is None:
         pytest.skip("no font here has Chinese letters (Debian: fonts-noto-cjk)")
@@ -85,7 +85,7 @@ def test_chinese_names_are_drawn_where_a_font_has_them():
     assert set(names) <= set(drawn(plots.heatmap(confusion_matrix(predictions(names)))))
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 def test_without_such_a_font_they_are_english_and_nothing_warns(monkeypatch):
     monkeypatch.setattr(plots, "_cjk_font", lambda: None)
     names = [*sorted(CHINESE.values())[:5], "某物"]
@@ -94,7 +94,7 @@ def test_without_such_a_font_they_are_english_and_nothing_warns(monkeypatch):
     assert f"class {sorted(names).index('某物')}" in labels
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
 def test_every_plot_of_classes_takes_chinese_names_and_dollars(make_photos):
     root = make_photos({"apple": 2})
     for call in every_plot(

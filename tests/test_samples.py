@@ -240,6 +240,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setitem(samples.SOURCES, "tiny", Source(host.url, tmp_path / "tiny.csv"))
     yield host
     host.server.shutdown()
+    host.server.server_close()
 
 
 def left_behind(folder):
