@@ -240,8 +240,8 @@ def fit_head(model: nn.Module, features: Mapping[str, TensorDataset]) -> pd.Data
     fits = []
     # A closer solution than `tol` says takes three times as long, and tells no more about the val photos.
     fit = LogisticRegression(fit_intercept=head.bias is not None, max_iter=300, tol=1e-3, warm_start=True)
-    # One thread for products of matrices: NumPy's wait in a loop for work and so hold up scikit-learn's own. With two
-    # cores that takes nine times as long for 1,000 photos, and half as long again for 20,000.
+    # One thread for products of matrices: NumPy's wait in a loop for work and so hold up scikit-learn's own, which on
+    # two cores takes many times as long (benchmarks/RESULTS.md).
     with threadpool_limits(1, user_api="blas"):
         for strength in STRENGTHS:  # each from where the one before ended, which is near
             fits.append(copy.deepcopy(fit.set_params(C=strength).fit(vectors, targets)))

@@ -34,7 +34,6 @@ def draw_explorer(catalog: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    (course.FOLDER / "docs").mkdir(exist_ok=True)
     photos = course.load_catalog()
     draw_sample(photos)
     draw_explorer(photos)
