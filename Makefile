@@ -9,7 +9,8 @@ help:
 	@echo "make lab        open JupyterLab at the first notebook"
 	@echo "make clean      remove what make course and make test wrote"
 	@echo
-	@echo "CROPKIT_DATA=<folder>  your own photos      CROPKIT_ARCH=<name>  another model      CROPKIT_FAST=1  tiny, for a try"
+	@echo "CROPKIT_DATA=<folder>  your own photos, or grocery36      CROPKIT_ARCH=<name>  another model"
+	@echo "CROPKIT_FAST=1  tiny, for a try      CROPKIT_PRECISION=float32 or bfloat16  instead of what the processor suggests"
 	@echo "TORCH_INDEX=<address>  at the first make: where pip finds a CPU-only torch (see README)"
 
 # Installs again only when pyproject.toml has changed.
@@ -26,6 +27,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	CROPKIT_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadscope \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks
 

@@ -16,7 +16,7 @@ from machine import machine
 from scan import copies
 
 import cropkit
-from cropkit.samples import CHINESE
+from cropkit.data.crops import CHINESE
 
 PHOTOS = 5_000
 
@@ -51,7 +51,7 @@ def main() -> None:
             start = time.perf_counter()
             page = cropkit.explore(table, root=folder).html
             took = time.perf_counter() - start
-            print(f"{cropkit.accuracy(table):.0%} of {PHOTOS:,} photos right: {page.count('<img'):,} shown, "
+            print(f"{cropkit.evaluation.accuracy(table):.0%} of {PHOTOS:,} photos right: {page.count('<img'):,} shown, "
                   f"{took:.1f} s, {len(page) / 1e6:.1f} MB")  # fmt: skip
 
 

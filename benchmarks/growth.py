@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
 from machine import machine
 from scan import copies
 
@@ -45,7 +44,7 @@ def measure(root: str, count: int) -> None:
     watcher.start()
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
-        features = cropkit.extract_features(model, loader, cache=cache, precision=torch.float32).tensors[0]
+        features = cropkit.extract_features(model, loader, cache=cache, precision="float32").tensors[0]
         took = time.perf_counter() - start
     done.set()
     watcher.join()

@@ -52,13 +52,13 @@ def main() -> None:
         draw(root)
         catalog = cropkit.scan(root).assign(split="train")
         size = catalog["bytes"].mean() / 1e6
-        usual = DataLoader(ImageFolder(str(root), cropkit.transforms_for(model, augment=True)), 32, num_workers=2)
+        usual = DataLoader(ImageFolder(str(root), cropkit.data.transforms_for(model, augment=True)), 32, num_workers=2)
         rows = []
         for number in range(ROUNDS):
             cache = Path(folder) / f"cache{number}"
             ours = cropkit.make_loaders(catalog, model, num_workers=2, cache=cache)["train"]
             rows.append((seconds(usual), seconds(ours), seconds(ours)))
-        kept = cropkit.cache_size(cache) / PHOTOS / 1e3
+        kept = cropkit.data.cache_size(cache) / PHOTOS / 1e3
         usual_s, first_s, later_s = (statistics.median(column) for column in zip(*rows, strict=True))
     print(
         f"{PHOTOS} photos of 4000 x 3000, {size:.1f} MB each; medians of {ROUNDS} rounds; copies of {kept:.0f} kB each"

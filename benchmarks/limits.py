@@ -22,9 +22,11 @@ from torch import nn, optim
 
 import cropkit
 from cropkit import course
-from cropkit.features import feature_precision
-from cropkit.memory import keep_freed_memory
-from cropkit.samples import DATA, make_sample
+from cropkit.course.fetch import data_home
+from cropkit.course.sample import make_sample
+from cropkit.models import freeze_batchnorm
+from cropkit.training import resolve_precision, train_one_epoch
+from cropkit.training.memory import keep_freed_memory
 
 ROUNDS, BATCH = 3, 64
 
@@ -45,13 +47,13 @@ def extraction(catalog: pd.DataFrame, arch: str) -> None:
     loader = cropkit.make_loaders(catalog, model)["train"]
     photos = torch.stack([loader.dataset[index][0] for index in range(BATCH)])
     photos = photos.contiguous(memory_format=torch.channels_last)
-    precision = feature_precision(model, loader)
-    transform, side = cropkit.transforms_for(model), model.preprocessing["resize_size"]
-    paths = [loader.dataset.root / path for path in loader.dataset.paths]
+    precision = resolve_precision("auto", model, training=False)
+    transform, side = cropkit.data.transforms_for(model), model.preprocessing["resize_size"]
+    paths = [loader.dataset.file(index) for index in range(len(loader.dataset))]
     halves = [paths[0::2], paths[1::2]]
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             for _ in range(len(paths) // BATCH):
                 model(photos)
 
@@ -63,8 +65,7 @@ def extraction(catalog: pd.DataFrame, arch: str) -> None:
             limit = seconds(lambda: list(pool.map(decode, [transform] * 2, [side] * 2, halves))) + seconds(forward)
             rows.append((ours, limit))
     ratio = statistics.median(ours / limit for ours, limit in rows)
-    name = str(precision).removeprefix("torch.")
-    print(f"{arch}: extraction of {len(paths)} photos in {name} {statistics.median(r[0] for r in rows):.1f} s, "
+    print(f"{arch}: extraction of {len(paths)} photos in {precision} {statistics.median(r[0] for r in rows):.1f} s, "
           f"{ratio:.2f} times its limit")  # fmt: skip
 
 
@@ -72,29 +73,28 @@ def fine_tuning(catalog: pd.DataFrame, arch: str) -> None:
     num_classes = len(cropkit.class_names(catalog))
     model = cropkit.create_model(arch, num_classes=num_classes, weights="imagenet" if arch == course.ARCH else None)
     loader = cropkit.make_loaders(catalog, model, cache=course.CACHE)["train"]
-    cropkit.freeze_batchnorm(model)
+    freeze_batchnorm(model)
     optimizer, criterion = optim.AdamW(model.parameters(), lr=1e-5), nn.CrossEntropyLoss()
     photos, targets = next(iter(loader))
     photos = photos.contiguous(memory_format=torch.channels_last)
-    precision = cropkit.fastest_precision(model, photos, training=True)
+    precision = resolve_precision("auto", model, training=True)
 
     def bare() -> None:
         model.train()
         for _ in range(len(loader)):
-            with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
                 logits = model(photos)
             optimizer.zero_grad()
             criterion(logits.float(), targets).backward()
             optimizer.step()
 
     def epoch() -> None:
-        cropkit.train_one_epoch(model, loader, optimizer, criterion, precision=precision)
+        train_one_epoch(model, loader, optimizer, criterion, precision=precision)
 
     epoch()  # warm: large photos are kept small from here on
     rows = [(seconds(epoch), seconds(bare)) for _ in range(ROUNDS)]
     ratio = statistics.median(ours / limit for ours, limit in rows)
-    name = str(precision).removeprefix("torch.")
-    print(f"{arch}: epoch of {len(loader) * 32} photos in {name} {statistics.median(r[0] for r in rows):.1f} s, "
+    print(f"{arch}: epoch of {len(loader) * 32} photos in {precision} {statistics.median(r[0] for r in rows):.1f} s, "
           f"{ratio:.2f} times bare steps")  # fmt: skip
 
 
@@ -106,8 +106,8 @@ def main() -> None:
     print(machine())
     keep_freed_memory()
     torch.manual_seed(0)
-    root = make_sample(DATA / "sample")
-    catalog = cropkit.good_photos(cropkit.scan(root)).assign(split="train")
+    root = make_sample(data_home() / "sample")
+    catalog = cropkit.data.good_photos(cropkit.scan(root)).assign(split="train")
     catalog = catalog.head(int(sys.argv[1]) if len(sys.argv) > 1 else 1024)
     for arch in (course.ARCH, "resnet18"):
         extraction(catalog, arch)

@@ -27,7 +27,7 @@ def train(data: str, out: str, processes: int, method: str, epochs: int) -> dict
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS // processes)}
     command = [sys.executable, *start, "-m", "cropkit", "train", *options]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    run = cropkit.read_runs(out)[0]
+    run = cropkit.experiments.read_runs(out)[0]
     told = json.loads(done.stdout)
     assert told["photos"] == len(run.predictions) == run.predictions["path"].nunique()
     return {

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 import cropkit
 from cropkit import course
-from cropkit.memory import keep_freed_memory
-from cropkit.samples import DATA, LOOK_ALIKES, make_sample
+from cropkit.course.fetch import data_home
+from cropkit.course.sample import LOOK_ALIKES, make_sample
+from cropkit.training.memory import keep_freed_memory
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -39,8 +40,8 @@ def features(model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, np.ndarr
 def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
-    root = make_sample(DATA / "sample")
-    catalog = cropkit.drop_leaks(cropkit.good_photos(cropkit.scan(root)))
+    root = make_sample(data_home() / "sample")
+    catalog = cropkit.data.drop_leaks(cropkit.data.good_photos(cropkit.scan(root)))
     names = cropkit.class_names(catalog)
     print(machine())
     print(f"{len(catalog)} clean photos, {len(names)} classes")

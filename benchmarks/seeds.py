@@ -20,7 +20,7 @@ EPOCHS, SEEDS = 6, (0, 1, 2)
 
 def main(root: str) -> None:
     print(machine())
-    catalog = cropkit.good_photos(cropkit.scan(root))
+    catalog = cropkit.data.good_photos(cropkit.scan(root))
     scores = []
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -31,7 +31,7 @@ def main(root: str) -> None:
         took = time.perf_counter() - start
         scores.append(cropkit.evaluate(model, loaders["test"])[1])
         print(f"seed {seed}: test {scores[-1]:.3f}, best val {history['val_accuracy'].max():.3f}, {took:.0f} s "
-              f"in {history.attrs['precision']}", flush=True)  # fmt: skip
+              f"in {model.precision}", flush=True)  # fmt: skip
     print(f"test, mean of {len(SEEDS)}: {statistics.mean(scores):.3f}")
 
 

@@ -15,27 +15,28 @@ from typing import Literal
 
 import torch
 import tyro
-from torch import nn
-from torch.utils.data import DataLoader
 
-from cropkit import catalog as photos
-from cropkit import experiments, interpret, samples, training
-from cropkit.checkpoints import load_model, save_whole
-from cropkit.datasets import CropDataset, transforms_for
-from cropkit.distributed import from_first, processes, rank
+from cropkit import experiments
+from cropkit.course.fetch import data_home
+from cropkit.course.fetch import fetch as fetch_collection
+from cropkit.course.sample import make_sample
+from cropkit.data import catalog, splitting
+from cropkit.data.files import replace_text
+from cropkit.evaluation import metrics, predictions
 from cropkit.experiments import Config
-from cropkit.models import preprocessing_of
+from cropkit.training.checkpoints import load_model
+from cropkit.training.processes import from_first, processes, rank
 
 
-def sample(root: Path = samples.DATA / "sample", seed: int = 0, photos_per_class: int = 40) -> str:
+def sample(root: Path | None = None, seed: int = 0, photos_per_class: int = 40) -> str:
     """Draw the 33-crop sample with its planted defects; prints its folder.
 
     Args:
-        root: folder to draw into.
+        root: folder to draw into; sample in the folder for data unless given.
         seed: of the drawing.
         photos_per_class: number of photos of each crop.
     """
-    return str(samples.make_sample(root, seed=seed, photos_per_class=photos_per_class))
+    return str(make_sample(root or data_home() / "sample", seed=seed, photos_per_class=photos_per_class))
 
 
 def fetch(name: Literal["grocery36"], root: Path | None = None) -> str:
@@ -43,9 +44,9 @@ def fetch(name: Literal["grocery36"], root: Path | None = None) -> str:
 
     Args:
         name: the collection.
-        root: folder to put it into; data/<name> unless given.
+        root: folder to put it into; its name in the folder for data unless given.
     """
-    return str(samples.fetch(name, root))
+    return str(fetch_collection(name, root))
 
 
 def scan(data: Path, metadata: Path | None = None) -> str:
@@ -55,58 +56,58 @@ def scan(data: Path, metadata: Path | None = None) -> str:
         data: folder of <class>/<photo>, train|val|test/<class>/<photo>, or with an index.csv.
         metadata: a table of more facts about the photos, such as tag_locCoor.csv.
     """
-    found = photos.scan(data, metadata=metadata)
-    for path, reason in found.attrs["skipped"]:
-        print(f"passed over: {path} ({reason})")
+    found = catalog.scan(data, metadata=metadata)
+    for row in catalog.passed_over(data).itertuples():
+        print(f"passed over: {row.path} ({row.reason})")
     bad = found[found["problem"] != ""]
     print(f"{len(found)} files of {found['label'].nunique()} classes; {len(bad)} cannot be used")
-    return found.to_csv(index=False)
+    return found.drop(columns="root").to_csv(index=False)
 
 
 def train(data: Path, config: Config, out: Path = Path("runs"), num_workers: int = 0) -> str:
     """Train what the options say, or go on where it was cut off; prints the run's folder and scores as JSON.
 
     Args:
-        data: folder of photos; where it has no train, val and test parts, they are made.
+        data: folder of photos; where it has no train, val and test folders, it is divided. The run records how.
         config: what changes the result.
         out: folder for runs.
         num_workers: processes that read photos; any number gives the same result.
     """
-    catalog = from_first(lambda: photos.prepare(data))
-    run = experiments.run_experiment(config, catalog, out, num_workers=num_workers)
+    photos, left_out = from_first(lambda: splitting.prepare(data))
+    for row in left_out.itertuples() if rank() == 0 else ():
+        print(f"left out: {row.path} ({row.reason})")
+    run = experiments.run_experiment(config, photos, out, num_workers=num_workers)
     if not run.finished:
         print(f"stopped; the same command goes on. {run.folder}")
         raise KeyboardInterrupt
     return json.dumps({"run": str(run.folder), **run.metrics, "photos": len(run.predictions)}, indent=1)
 
 
-def evaluate(model: Path, data: Path, part: Literal["train", "val", "test"] = "test", out: Path | None = None) -> str:
-    """Score a trained model on labelled photos; prints JSON.
+def evaluate(
+    model: Path, data: Path, split: Literal["test", "val", "train", "all"] = "test", out: Path | None = None
+) -> str:
+    """Score a trained model on labelled photos that it has not learned from; prints JSON.
+
+    Where the folder holds photos of the model's own run, its own test photos count. Of any other folder all photos
+    count, but for those whose picture the model has learned from.
 
     Args:
-        model: a run's folder, or its best.safetensors.
-        data: folder of photos; where it has no parts, all of them count.
-        part: which part counts.
+        model: a run's folder.
+        data: folder of photos.
+        split: which photos count; "all" counts every photo, whatever the model has seen.
         out: file for the predictions, as CSV.
     """
-    trained = _load(model)
-    catalog = from_first(lambda: photos.good_photos(photos.scan(data)))
-    if (catalog["split"] != "").any():
-        catalog = catalog[catalog["split"] == part]
-    if catalog.empty:
-        raise ValueError(f"{data}: has no {part} photos.")
-    side = preprocessing_of(trained)["resize_size"]
-    dataset = CropDataset(catalog, list(trained.class_names), transforms_for(trained), min_side=side)  # type: ignore[arg-type]
-    predictions = training.predict(trained, DataLoader(dataset, batch_size=32))
+    table = experiments.predict_unseen(model, data, split)
     if out is not None and rank() == 0:
-        save_whole(out, predictions.to_csv(index=False))
-    low, high = interpret.bootstrap_interval(predictions[["target", "predicted"]])
+        replace_text(out, table.drop(columns="root").to_csv(index=False))
+    low, high = metrics.bootstrap_interval(table[["target", "predicted"]])
     scores = {
-        "photos": len(predictions),
-        "accuracy": interpret.accuracy(predictions),
+        "split": split,
+        "photos": len(table),
+        "accuracy": metrics.accuracy(table),
         "between": [low, high],
-        "weighted_precision": interpret.weighted_precision(predictions),
-        "expected_calibration_error": interpret.expected_calibration_error(predictions),
+        "weighted_precision": metrics.weighted_precision(table),
+        "expected_calibration_error": metrics.expected_calibration_error(table),
     }
     return json.dumps(scores, indent=1)
 
@@ -114,21 +115,22 @@ def evaluate(model: Path, data: Path, part: Literal["train", "val", "test"] = "t
 def predict(model: Path, data: Path, out: Path | None = None) -> str:
     """Name every photo of a folder, labelled or not, however nested; prints CSV: filename,label.
 
-    Files that cannot be read have a row without a label, and are told on stderr.
+    Files that cannot be read have a row without a label, and are named on stderr.
 
     Args:
         model: a run's folder, or its best.safetensors.
         data: folder of photos.
         out: file for the CSV, instead of printing it.
     """
-    table = training.classify(_load(model), data)
+    trained = load_model(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    table = predictions.predict(trained, data)
     for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
         print(f"not readable: {row.path} ({row.problem})")
-    answer = table[["path", "label"]].rename(columns={"path": "filename"}).to_csv(index=False)
+    answer = table.rename(columns={"path": "filename", "predicted": "label"})[["filename", "label"]].to_csv(index=False)
     if out is None:
         return answer
     if rank() == 0:
-        save_whole(out, answer)
+        replace_text(out, answer)
     return str(out)
 
 
@@ -139,11 +141,6 @@ def compare(out: Path = Path("runs")) -> str:
         out: folder for runs.
     """
     return experiments.compare_runs(out).to_csv()
-
-
-def _load(model: Path) -> nn.Module:
-    trained = load_model(model / "best.safetensors" if model.is_dir() else model)
-    return trained.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _remarks_to_stderr(command: Callable[..., str]) -> Callable[..., str]:
@@ -172,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             if rank() == 0:
                 print(result, end="" if result.endswith("\n") else "\n")
-    except (OSError, ValueError) as error:
-        print(f"cropkit: {error}", file=sys.stderr)
+    except (OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, ImportError) as error:
+        print(f"cropkit: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

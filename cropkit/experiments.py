@@ -9,7 +9,6 @@ import os
 import platform
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,27 +19,31 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from torch import nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-from cropkit.cache import file_hash
-from cropkit.catalog import class_names, good_photos
-from cropkit.checkpoints import METRICS, STOPPED, Checkpoint, save_whole, write_lines
-from cropkit.datasets import make_loaders
-from cropkit.distributed import from_first, rank, ranks, wait_for_all
-from cropkit.features import extract_features, feature_precision, fit_head
-from cropkit.interpret import bootstrap_interval
-from cropkit.models import create_model, freeze_backbone, get_classifier
-from cropkit.training import DIARY_RATE, fine_tune, fit, predict, training_precision
+from cropkit.data.catalog import class_names, good_photos, scan
+from cropkit.data.datasets import CropDataset, make_loaders, preprocessing_of
+from cropkit.data.files import file_hash, replace_text
+from cropkit.data.splitting import drop_leaks
+from cropkit.evaluation.metrics import bootstrap_interval
+from cropkit.evaluation.predictions import predict
+from cropkit.models.surgery import create_model, freeze_backbone, get_classifier
+from cropkit.training.checkpoints import METRICS, STOPPED, Checkpoint, load_model, write_lines
+from cropkit.training.features import features_for_head, fit_head
+from cropkit.training.precision import Precision, resolve_precision
+from cropkit.training.processes import from_first, rank, ranks, wait_for_all
+from cropkit.training.recipes import RATES, fine_tune, fit_sgd_step
 
 # The recipes of each method, the default first.
 RECIPES = {
-    "feature_extraction": ("logistic", "diary"),
-    "fine_tuning": ("lp_ft", "diary"),
-    "from_scratch": ("diary",),
+    "feature_extraction": ("logistic", "sgd_step"),
+    "fine_tuning": ("lp_ft", "sgd_step"),
+    "from_scratch": ("sgd_step",),
 }
-RECORD, PREDICTIONS = "config.json", "predictions.csv"
+RECORD, PREDICTIONS, SPLIT = "config.json", "predictions.csv", "split.csv"
 PREDICTED = ["path", "target", "predicted", "probability", "loss", "split"]
+SPLIT_COLUMNS = ["path", "label", "split", "sha256", "phash", "dhash", "root"]
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,33 @@ class Config:
 
     Attributes:
         arch: a name that `create_model` knows.
-        weights: "imagenet", None, or the path of a checkpoint of one's own; None where the method is from_scratch.
+        weights: "imagenet", None, or the path of a checkpoint of one's own; of no meaning where the method is
+            from_scratch.
         method: "feature_extraction" (only a new head learns), "fine_tuning" (everything learns), or "from_scratch".
-        recipe: "logistic" or "diary" for feature_extraction, "lp_ft" or "diary" for fine_tuning, "diary" from scratch;
-            the first of them unless given.
+        recipe: "logistic" or "sgd_step" for feature_extraction, "lp_ft" or "sgd_step" for fine_tuning, "sgd_step" from
+            scratch; the first of them unless given.
         epochs: passes over the training photos, >= 1; of no meaning to "logistic".
         learning_rate: the recipe's own unless given; see `fine_tune`.
+        precision: "float32" or "bfloat16"; "auto" decides by the processor, see `resolve_precision`.
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
         seed: >= 0; decides the new head, the order of the photos and how they are varied.
 
     Raises:
         ValueError: if a field cannot be what it is.
+
+    Example:
+        >>> Config(epochs=3).resolved().recipe
+        'lp_ft'
     """
 
     arch: str = "efficientnet_lite0"
     weights: str | None = "imagenet"
     method: Literal["feature_extraction", "fine_tuning", "from_scratch"] = "fine_tuning"
-    recipe: Literal["logistic", "lp_ft", "diary"] | None = None
+    recipe: Literal["logistic", "lp_ft", "sgd_step"] | None = None
     epochs: int = 6
     learning_rate: float | None = None
+    precision: Precision = "auto"
     batch_size: int = 32
     augment: bool = True
     seed: int = 0
@@ -77,14 +87,12 @@ class Config:
         if self.method not in RECIPES:
             raise ValueError(f"method {self.method!r} is unknown; known are {', '.join(RECIPES)}.")
         recipes = RECIPES[self.method]
-        if self.recipe is None:
-            object.__setattr__(self, "recipe", recipes[0])
-        if self.recipe not in recipes:
+        if self.recipe not in (None, *recipes):
             raise ValueError(
                 f"recipe {self.recipe!r} is none of {self.method}'s: {', '.join(recipes)} (None takes the first)."
             )
-        if self.method == "from_scratch":
-            object.__setattr__(self, "weights", None)
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}, but must be 'auto', 'float32' or 'bfloat16'.")
         # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
         if self.weights is not None:
             object.__setattr__(self, "weights", os.fspath(self.weights))
@@ -100,11 +108,19 @@ class Config:
             if not 0 < self.learning_rate < math.inf:
                 raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
 
+    def resolved(self) -> "Config":
+        """The same config with nothing left open but the precision, which the machine decides."""
+        recipe: Any = self.recipe or RECIPES[self.method][0]
+        weights = None if self.method == "from_scratch" else self.weights
+        rate = self.learning_rate or RATES.get(recipe)
+        return replace(self, recipe=recipe, weights=weights, learning_rate=rate)
+
     @property
     def name(self) -> str:
-        """The name of the run's folder: readable, and another one for every other config."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.method}-{self.recipe}-{self.arch.replace('/', '_')}-{digest}"
+        """The name of the run's folder: readable, and another one for every config that does something else."""
+        config = self.resolved()
+        digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{config.method}-{config.recipe}-{config.arch.replace('/', '_')}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -113,9 +129,9 @@ class Run:
 
     Attributes:
         folder: holds ``best.safetensors`` (see `load_model`), and the rest as files.
-        config: what was asked for.
+        config: what was asked for, its recipe and learning rate filled in.
         finished: False if it was interrupted; the same call goes on.
-        history: one row an epoch as from `fit`, or one a strength as from `fit_head`.
+        history: one row an epoch as from `fit`, or one a value of C as from `fit_head`.
         metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
         predictions: of val and test as from `predict`, with a column ``split``.
         seconds: at work, features included; without what was lost to a kill.
@@ -144,13 +160,18 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
         num_workers: processes that read photos; any number gives the same result.
 
     Returns:
-        The run. Its folder holds ``config.json`` (config, data, environment, precision, threads), ``metrics.jsonl``,
-        ``best.safetensors``, ``predictions.csv``, and until it is finished ``last.pt``.
+        The run. Its folder holds ``config.json`` (config, data, environment, precision, threads), ``split.csv`` (which
+        photo was used for what), ``metrics.jsonl``, ``best.safetensors``, ``predictions.csv``, and until it is finished
+        ``last.safetensors``.
 
     Raises:
         ValueError: if the folder holds a run of other data or of another config; the differences are listed.
         BlockingIOError: if another process trains in it.
         OSError: if it cannot be written; found before the first epoch.
+
+    Example:
+        >>> run = run_experiment(Config(method="feature_extraction"), catalog, "runs")  # doctest: +SKIP
+        >>> run.metrics["val_accuracy"]  # doctest: +SKIP
     """
     folder = Path(out).expanduser() / config.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,10 +193,8 @@ def run_grid(
 ) -> list[Run]:
     """Run every combination of some fields' values; those that are finished cost nothing.
 
-    ``run_grid(Config(epochs=3), catalog, out, method=["feature_extraction", "fine_tuning"], seed=range(3))`` makes six.
-
     Args:
-        config: what all runs have in common. Where the method is among the fields, each has its default recipe.
+        config: what all runs have in common.
         catalog: as for `run_experiment`.
         out: as for `run_experiment`.
         num_workers: as for `run_experiment`.
@@ -187,14 +206,13 @@ def run_grid(
 
     Raises:
         ValueError: if a field cannot be what it is, or its values are not listed; before anything is trained.
+
+    Example:
+        >>> run_grid(Config(epochs=3), catalog, "runs", seed=range(3))  # doctest: +SKIP
     """
     for name, each in values.items():
         if isinstance(each, str) or not isinstance(each, Iterable):
             raise ValueError(f"{name} is {each!r}, but a grid needs a list of values: {name}=[{each!r}].")
-    if "method" in values:  # these two follow from a method, so the first one's must not stay for the others
-        values = {"recipe": [None], **values}
-        if config.method == "from_scratch":
-            values = {"weights": [Config.weights], **values}
     configs = [replace(config, **dict(zip(values, one, strict=True))) for one in itertools.product(*values.values())]
     runs = []
     for one in configs:  # all of them exist by now: a field that cannot be is found before the first has trained
@@ -242,6 +260,9 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if they saw different photos, or a folder there holds something else.
+
+    Example:
+        >>> compare_runs("runs")  # doctest: +SKIP
     """
     rows, runs = [], _read_all(out)
     first, seen = runs[0][0].folder.name, runs[0][1]["data"]
@@ -263,32 +284,34 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) -> Run:
-    catalog = catalog.sort_values("path")  # the order of the rows must not matter
+    catalog = good_photos(catalog).sort_values("path")  # the order of the rows must not matter
     names = class_names(catalog)
+    config = config.resolved()
     record: dict[str, Any] = {"config": asdict(config), "classes": names, "data": _describe(catalog)}
     if config.weights not in (None, "imagenet"):
         record["weights_file"] = file_hash(str(config.weights))
-    begun, checkpoint = from_first(lambda: _read_record(folder)), Checkpoint(folder, names)
+    begun = from_first(lambda: _read_record(folder))
     if begun is not None:
         _refuse_others(folder, begun, record)
-        if begun["finished"]:
-            if begun["root"] != (root := _root(catalog)):  # the photos have moved
-                begun["root"] = root
-                _write_json(folder / RECORD, begun)
-            return _read(folder, config, begun)
-    else:
+    if rank() == 0:  # also of a finished run, whose photos may have moved
+        roots = catalog["root"].map(lambda root: str(Path(root).expanduser().resolve()))
+        replace_text(folder / SPLIT, catalog.assign(root=roots)[SPLIT_COLUMNS].to_csv(index=False))
+    if begun is not None and begun["finished"]:
+        return _read(folder, config, begun)
+    checkpoint = Checkpoint(folder, names, seconds=0.0 if begun is None else begun["seconds"])
+    if begun is None:
         checkpoint.forget_last()  # nobody knows of what it is
     threads = torch.get_num_threads()
     try:
         with _stopping_on_sigterm(checkpoint):
-            return _go_on(config, catalog, folder, num_workers, record, begun, checkpoint)
+            return _train_and_test(config, catalog, folder, num_workers, record, begun, checkpoint)
     except KeyboardInterrupt:
         return _read(folder, config, {"finished": False})
     finally:
         torch.set_num_threads(threads)
 
 
-def _go_on(
+def _train_and_test(
     config: Config,
     catalog: pd.DataFrame,
     folder: Path,
@@ -298,14 +321,25 @@ def _go_on(
     checkpoint: Checkpoint,
 ) -> Run:
     """Train from the beginning, or from where it was cut off, to the end."""
-    start = time.perf_counter()
     if begun is not None and begun["environment"]["processes"] == ranks():  # others would add up in another order
         torch.set_num_threads(begun["environment"]["threads"])
-    names = checkpoint.class_names
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = create_model(config.arch, num_classes=len(names), weights=config.weights).to(device)
+    model = create_model(config.arch, num_classes=len(checkpoint.class_names), weights=config.weights).to(device)
     record["starting_weights"] = _digest(model)
+    if begun is not None:
+        _refuse_others(folder, begun, record)
+        record = begun
+        if (here := _environment(device)) != begun["environment"]:
+            record.setdefault("gone_on_in", []).append(here)
+    else:
+        training = config.precision if config.recipe != "sgd_step" else "float32"
+        precision = {
+            "features": resolve_precision(config.precision, model, training=False),
+            "training": resolve_precision(training, model, training=True),
+        }
+        record |= {"environment": _environment(device), "precision": precision, "finished": False, "seconds": 0.0}
+    _write_json(folder / RECORD, record)
     cache = folder.parent / "cache"
     loaders = make_loaders(
         catalog,
@@ -316,33 +350,23 @@ def _go_on(
         num_workers=num_workers,
         cache=cache,
     )
-    if begun is not None:
-        _refuse_others(folder, begun, record)
-        record = begun
-        if (here := _environment(device)) != begun["environment"]:
-            record.setdefault("gone_on_in", []).append(here)
-    else:
-        environment = _environment(device)
-        chosen = from_first(lambda: _chosen_before(config, environment, folder.parent))
-        chosen = chosen or _choose(config, model, loaders)
-        record |= {"environment": environment, "precision": chosen, "finished": False}
-    record["root"] = _root(catalog)
-    _write_json(folder / RECORD, record)
-    history = _train(config, model, loaders, cache, checkpoint, record["precision"])
+    try:
+        history = _train(config, model, loaders, cache, checkpoint, record["precision"])
+        if config.recipe != "logistic" and len(history) < config.epochs:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        _write_json(folder / RECORD, record | {"seconds": checkpoint.seconds})
+        raise
     if rank() == 0:
         write_lines(folder / METRICS, history.to_dict("records"))
-    before = record.get("seconds", 0.0)
-    if history.attrs.get("interrupted"):
-        _write_json(folder / RECORD, record | {"seconds": before + time.perf_counter() - start})
-        raise KeyboardInterrupt
-    parts = [predict(model, loaders[part]).assign(split=part) for part in ("val", "test") if part in loaders]
-    predictions = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=PREDICTED)
+    tables = [predict(model, loaders[split]).assign(split=split) for split in ("val", "test") if split in loaders]
+    predictions = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=PREDICTED)
     record["metrics"] = _metrics(predictions)
     if config.method == "feature_extraction":
         checkpoint.save_best(model, record["metrics"])
     if rank() == 0:
-        save_whole(folder / PREDICTIONS, predictions.to_csv(index=False))
-    record |= {"finished": True, "seconds": before + time.perf_counter() - start}
+        replace_text(folder / PREDICTIONS, predictions.drop(columns="root", errors="ignore").to_csv(index=False))
+    record |= {"finished": True, "seconds": checkpoint.seconds}
     _write_json(folder / RECORD, record)
     checkpoint.forget_last()
     wait_for_all()  # what is read now, the first process has written
@@ -357,7 +381,7 @@ def _train(
     checkpoint: Checkpoint,
     precision: dict[str, str],
 ) -> pd.DataFrame:
-    dtype = {use: getattr(torch, name) for use, name in precision.items()}
+    rate = config.learning_rate
     if config.method != "feature_extraction":
         return fine_tune(
             model,
@@ -365,53 +389,26 @@ def _train(
             epochs=config.epochs,
             recipe=config.recipe or "",
             cache=cache,
-            learning_rate=config.learning_rate,
-            precision=dtype["training"],
-            feature_precision=dtype["features"],
+            learning_rate=rate,
+            precision=precision["training"],
+            feature_precision=precision["features"],
             checkpoint=checkpoint,
         )
     freeze_backbone(model)
-    parts = [part for part in loaders if part != "test"]
-    features = {p: extract_features(model, loaders[p], cache=cache, precision=dtype["features"]) for p in parts}
+    features = features_for_head(model, loaders, cache=cache, precision=precision["features"])
     if config.recipe == "logistic":
         return fit_head(model, features)
-    return _fit_head_by_diary(config, model, features)
-
-
-def _fit_head_by_diary(config: Config, model: nn.Module, features: dict[str, TensorDataset]) -> pd.DataFrame:
-    """The diary's SGD on features; a matter of seconds, so that nothing need be saved meanwhile."""
+    # A matter of seconds, so nothing is saved meanwhile.
     device = next(model.parameters()).device
     head = get_classifier(model)[1].cpu()
-    loaders = {}
-    for part, data in features.items():  # each its own numbers, so that an evaluation does not change the order
+    on_features: dict[str, DataLoader] = {}
+    for split, data in features.items():  # each its own numbers, so that an evaluation does not change the order
         order = torch.Generator().manual_seed(config.seed)
-        loaders[part] = DataLoader(data, config.batch_size, shuffle=part == "train", generator=order)
-    optimizer = optim.SGD(head.parameters(), lr=config.learning_rate or DIARY_RATE, momentum=0.9)
-    scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
-    history = fit(head, loaders, optimizer, scheduler=scheduler, epochs=config.epochs)
+        on_features[split] = DataLoader(data, config.batch_size, shuffle=split == "train", generator=order)
+    history = fit_sgd_step(head, on_features, epochs=config.epochs, learning_rate=rate or RATES["sgd_step"])
     model.to(device)
+    model.__dict__.update(class_names=features["train"].class_names, precision=precision["features"])
     return history
-
-
-def _chosen_before(config: Config, environment: dict[str, Any], out: Path) -> dict[str, str] | None:
-    """The precision of an earlier run of this kind, so that all seeds are computed alike, whatever a probe says."""
-    alike = ("arch", "method", "recipe", "batch_size")
-    for path in sorted(out.glob(f"*/{RECORD}")):
-        record: Any = _read_record(path.parent)
-        here = isinstance(record, dict) and record.get("environment") == environment
-        if here and all(record["config"][name] == getattr(config, name) for name in alike):
-            return record["precision"]
-    return None
-
-
-def _choose(config: Config, model: nn.Module, loaders: dict[str, DataLoader]) -> dict[str, str]:
-    """The precision for each use, tried once and then read from the record."""
-    chosen = {"features": torch.float32, "training": torch.float32}
-    if config.recipe == "lp_ft":
-        chosen["training"] = training_precision(model, loaders["train"])
-    if config.recipe == "lp_ft" or config.method == "feature_extraction":
-        chosen["features"] = feature_precision(model, loaders["train"])
-    return {use: str(dtype).removeprefix("torch.") for use, dtype in chosen.items()}
 
 
 def _metrics(predictions: pd.DataFrame) -> dict[str, float]:
@@ -424,14 +421,10 @@ def _metrics(predictions: pd.DataFrame) -> dict[str, float]:
 
 def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
     """The photos of a catalog in a few lines: how many, and a hash of which."""
-    photos = good_photos(catalog).sort_values("path")
+    photos = catalog.sort_values("path")
     rows = photos[["path", "label", "split", "sha256"]].to_csv(index=False)
     counts = {str(part): int(count) for part, count in photos["split"].value_counts().sort_index().items()}
     return {"photos": counts, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
-
-
-def _root(catalog: pd.DataFrame) -> str:
-    return str(Path(catalog.attrs["root"]).expanduser().resolve())
 
 
 def _digest(model: nn.Module) -> str:
@@ -493,13 +486,20 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
     predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
     numbers = [column for column in predictions if column not in names]
     predictions[numbers] = predictions[numbers].apply(pd.to_numeric, errors="coerce")  # empty is NaN
-    predictions.attrs["root"] = record["root"]
+    predictions["root"] = predictions["path"].map(_read_split(folder).set_index("path")["root"])
     return Run(folder, config, True, history, record["metrics"], predictions, record["seconds"])
+
+
+def _read_split(folder: Path) -> pd.DataFrame:
+    """Which photo a run used for what: ``path``, ``label``, ``split``, ``sha256``, ``phash``, ``dhash``, ``root``."""
+    if not (folder / SPLIT).exists():
+        raise ValueError(f"{folder}: its {SPLIT} is gone, so nobody knows which photos it learned from.")
+    return pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     if rank() == 0:
-        save_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
@@ -519,3 +519,56 @@ def _stopping_on_sigterm(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], split: str = "test") -> pd.DataFrame:
+    """What a run's model says about the labelled photos of a folder that it has not learned from.
+
+    Where the folder holds photos of the run, those that the run put into `split` count. Where it holds none of them,
+    all its photos count (of its own `split`, if it has one), but for those whose picture the run trained on or chose
+    by.
+
+    Args:
+        model: the run's folder, or a model file that lies in it.
+        data: the folder, as `scan` understands it.
+        split: ``"test"``, ``"val"`` or ``"train"``; ``"all"`` takes every photo, whatever the model has seen.
+
+    Returns:
+        As from `predict`.
+
+    Raises:
+        ValueError: if no photo is left to count, or it is not known what the model learned from.
+    """
+    model = Path(model)
+    folder = model if model.is_dir() else model.parent
+    trained = load_model(model)
+    catalog = from_first(lambda: _photos_to_count(folder, good_photos(scan(data)), split))
+    if catalog.empty:
+        raise ValueError(f"{data}: has no {split} photos that the model of {folder} has not seen.")
+    trained = trained.to("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = CropDataset(catalog, list(trained.class_names), preprocessing_of(trained))  # type: ignore[arg-type]
+    return predict(trained, DataLoader(dataset, batch_size=32))
+
+
+def _photos_to_count(folder: Path, catalog: pd.DataFrame, split: str) -> pd.DataFrame:
+    if split == "all":
+        return catalog
+    known = _read_split(folder)
+    used = catalog["sha256"].map(known.drop_duplicates("sha256").set_index("sha256")["split"]).fillna("")
+    if (used == split).any():
+        counted = catalog[used == split]
+        print(
+            f"{len(counted)} photos are the run's own {split} photos; {len(catalog) - len(counted)} others do not count"
+        )
+        return counted
+    if (catalog["split"] != "").any():
+        catalog = catalog[catalog["split"] == split]
+    # Other photos: without those whose picture the run has learned from or chosen by.
+    seen = known[(known["split"] != "test") & (known["split"] != "")].assign(split="test", problem="")
+    seen["path"] = [str(Path(root) / path) for root, path in zip(seen["root"], seen["path"], strict=True)]
+    seen = seen[[Path(path).exists() for path in seen["path"]]]
+    mixed = pd.concat([catalog.assign(split="train"), seen], ignore_index=True)
+    _, left_out = drop_leaks(mixed)
+    print(f"{len(left_out[left_out['split'] == 'train'])} photos do not count, since the model has seen their picture")
+    gone = set(left_out["path"]) | set(catalog.loc[used.reindex(catalog.index) != "", "path"])
+    return catalog[~catalog["path"].isin(gone)].reset_index(drop=True)

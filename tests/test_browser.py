@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cropkit import course, good_photos, open_photo, scan
-from cropkit.explorer import THUMBNAIL
-from cropkit.photos import contain
+from cropkit import course, open_photo, scan
+from cropkit.data import good_photos
+from cropkit.data.photos import contain
+from cropkit.evaluation.explorer import THUMBNAIL
 
 NOTEBOOK = course.FOLDER / "notebooks" / "07_read_the_confusion_matrix.ipynb"
 WAIT = 120_000  # ms; what is waited for comes long before, but on a loaded machine
@@ -45,7 +46,7 @@ def browser():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the notebook, and beside it some crops of its own, so that no other test trains in its place."""
-    from cropkit.samples import DATA, make_sample
+    from cropkit.course.sample import DATA, make_sample
 
     folder = tmp_path_factory.mktemp("lab")
     sample = make_sample(DATA / "sample-fast", photos_per_class=5)
@@ -107,7 +108,7 @@ def check_some_cells(page, folder):
     cells.first.wait_for(state="attached", timeout=WAIT)
     for cell in (cells.first, cells.last):
         summary = cell.locator("summary")
-        count, true = re.match(r"(\d+) photos? of (.*) taken for", summary.get_attribute("title")).groups()
+        count, true = re.match(r"(\d+) photos? of (.*) predicted as", summary.get_attribute("title")).groups()
         images = cell.locator("img")
         assert not images.first.is_visible()
         summary.focus()

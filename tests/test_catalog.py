@@ -2,15 +2,17 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from cropkit import catalog as catalog_module
-from cropkit import check_split, class_names, drop_leaks, find_duplicates, good_photos, make_loaders, scan, split
-from cropkit.models import create_model
+from cropkit import class_names, find_duplicates, make_loaders, scan, split
+from cropkit.data import catalog as catalog_module
+from cropkit.data import check_split, drop_leaks, good_photos, passed_over, pictures, prepare, splitting
+from cropkit.models.surgery import create_model
 
 
 def test_scan_reads_class_folders(make_photos):
@@ -23,7 +25,7 @@ def test_scan_reads_class_folders(make_photos):
     assert list(catalog["path"]) == sorted(catalog["path"])
     assert catalog.loc[0, ["width", "height", "format"]].tolist() == [80, 60, "JPEG"]
     assert catalog.loc[catalog["problem"] != "", "path"].tolist() == ["pear/broken.jpg"]
-    assert dict(catalog.attrs["skipped"]) == {
+    assert passed_over(root).set_index("path")["reason"].to_dict() == {
         "pear/notes.txt": "not a photo (.txt)",
         ".ipynb_checkpoints": "hidden folder",
     }
@@ -53,19 +55,17 @@ def test_folders_beside_train_that_are_no_parts_are_not_taken_for_classes(make_p
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp950"])
-def test_metadata_is_joined_by_file_name_in_either_encoding(make_photos, tmp_path, encoding):
+def test_metadata_is_joined_by_file_name_in_either_encoding(make_photos, tmp_path, encoding, capsys):
     root = make_photos({"apple": 2, "pear": 1})  # pear/0.jpg shares its name with apple/0.jpg
     table = tmp_path / "tags.csv"
     table.write_text("TARGET_FID,Img,label,town\n7,0.jpg,x,西螺鎮\n7,lost.jpg,x,NA\n", encoding=encoding)
+    capsys.readouterr()
     catalog = scan(root, metadata=table)
+    printed = capsys.readouterr().out
     assert catalog["town"].tolist() == ["西螺鎮", "", "西螺鎮"]
     assert catalog["label"].tolist() == ["apple", "apple", "pear"]  # not the table's
-    assert catalog.attrs["metadata"] == {
-        "file": str(table),
-        "encoding": encoding.removesuffix("-sig"),
-        "rows_without_photo": ["lost.jpg"],
-        "photos_without_row": ["apple/1.jpg"],
-    }
+    assert f"{table} ({encoding.removesuffix('-sig')}): 1 rows without a photo: lost.jpg\n" in printed
+    assert "1 photos without a row: apple/1.jpg\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_scan_reads_an_index_and_keeps_labels_as_text(make_photos):
     catalog = scan(root)
     assert catalog["label"].tolist() == ["NA", "007"]
     assert catalog["split"].tolist() == ["train", "val"]
-    assert ("a/2.jpg", "not in index.csv") in catalog.attrs["skipped"]
+    assert ["a/2.jpg", "not in index.csv"] in passed_over(root).to_numpy().tolist()
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,89 @@ def test_photos_without_a_margin_are_duplicates_and_other_photos_are_not(make_ph
     assert pairs == {frozenset({f"apple/{number}.jpg", f"pear/cut{number}.jpg"}) for number in range(20)}
 
 
-def test_duplicates_among_100_000_hashes_are_found():
+def test_near_hashes_among_100_000_are_found():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, (100_000, 2))
     hashes[1] = hashes[0] ^ 0b1011  # three bits
     hashes[3] = hashes[2] ^ (2**20 - 1)  # twenty
-    hashes[50_000:60_000] = hashes[50_000]  # a picture that is there ten thousand times
-    catalog = pd.DataFrame({"path": [f"{n:06d}" for n in range(100_000)], "label": "a", "split": "", "problem": ""})
-    catalog["sha256"] = catalog["path"]
-    catalog["phash"], catalog["dhash"] = ([f"{h:016x}" for h in hashes[:, k]] for k in (0, 1))
-    duplicates = find_duplicates(catalog)
-    assert duplicates["path"].tolist() == ["000000", "000001", *(f"{n:06d}" for n in range(50_000, 60_000))]
+    pairs = pictures._near_pairs(pd.Index([f"{a:016x}{b:016x}" for a, b in hashes]))
+    found = np.transpose(pairs).tolist()
+    assert [0, 1] in found and [2, 3] not in found and len(found) < 100
+
+
+def test_a_picture_that_is_there_a_thousand_times_takes_no_million_comparisons(make_photos, monkeypatch):
+    root = make_photos({"apple": 1})
+    data = (root / "apple" / "0.jpg").read_bytes()
+    for number in range(1, 1000):
+        (root / "apple" / f"{number}.jpg").write_bytes(data + bytes([number % 256, number // 256]))  # equal pixels
+    catalog, calls, same = scan(root), [], pictures.same_picture
+    monkeypatch.setattr(pictures, "same_picture", lambda one, other: calls.append(1) or same(one, other))
+    assert find_duplicates(catalog).groupby("group").size().tolist() == [1000]
+    assert len(calls) < 1100
+
+
+def fruit(colour, place, size, seed):
+    """A round fruit with its shading and shadow on white, as a shop photographs it."""
+    y, x = np.mgrid[0:240, 0:320]
+    rng = np.random.default_rng(seed)
+    inside = np.hypot(x - place[0], y - place[1]) / size
+    light = np.clip(1.15 - 0.5 * np.hypot(x - place[0] + size / 3, y - place[1] + size / 3) / size, 0.2, 1.2)
+    pixels = (
+        np.full((240, 320, 3), 250.0)
+        - 60 * np.exp(-((inside - 1) ** 2) * 8)[..., None] * (y > place[1])[..., None]  # shadow
+    )
+    pixels = np.where((inside < 1)[..., None], np.array(colour) * light[..., None], pixels)
+    return Image.fromarray(np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8))
+
+
+def test_studio_photos_of_other_objects_are_no_duplicates_but_copies_of_one_are(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = {"tomato": (200, 40, 30), "lime": (90, 160, 40), "plum": (90, 40, 110)}
+    for name, colour in kinds.items():
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            place, size = rng.normal((160, 120), 14), rng.normal(60, 7)
+            fruit(colour + rng.normal(0, 12, 3), place, size, number).save(tmp_path / name / f"{number}.jpg")
+    assert find_duplicates(scan(tmp_path)).empty
+    one = Image.open(tmp_path / "lime" / "3.jpg")
+    one.resize((200, 150)).save(tmp_path / "lime" / "small.jpg", quality=70)
+    one.crop((6, 5, 314, 235)).point(lambda value: value * 1.05).save(tmp_path / "plum" / "brighter.jpg")
+    assert find_duplicates(scan(tmp_path))["path"].tolist() == ["lime/3.jpg", "lime/small.jpg", "plum/brighter.jpg"]
+
+
+def test_only_direct_neighbours_are_named_and_a_chain_is_never_divided(make_photos, monkeypatch):
+    catalog = scan(make_photos({"apple": 6, "pear": 6}))
+    chain = [(0, 1), (1, 2), (2, 3)]  # 0 is not like 2, nor 1 like 3
+    monkeypatch.setattr(splitting, "pictures_of", lambda photos: (np.arange(len(photos)), chain))
+    found = find_duplicates(catalog)
+    assert found["path"].tolist() == [f"apple/{number}.jpg" for number in range(3)]  # 3 is only like 2
+    divided = split(catalog)
+    assert divided.loc[:3, "split"].nunique() == 1
+    given = catalog.assign(split=["train", "train", "train", "test", *["train"] * 8])
+    kept, left_out = drop_leaks(given)
+    assert left_out["path"].tolist() == ["apple/2.jpg"] and len(kept) == 11
+
+
+def test_split_does_not_slow_down_with_skipped_files(make_photos):
+    root = make_photos({"apple": 20, "pear": 20})
+    for number in range(3000):
+        (root / "apple" / f"{number}.txt").write_text("")
+    catalog = scan(root)
+    assert not catalog.attrs  # pandas would copy them at every step
+    assert set(split(catalog)["split"]) == {"train", "val", "test"}
+
+
+def test_prepare_names_what_it_leaves_out_and_why(make_photos):
+    root = make_photos({f"{part}/{crop}": 4 for part in ("train", "val", "test") for crop in ("apple", "pear")})
+    shutil.copyfile(root / "test" / "apple" / "0.jpg", root / "train" / "apple" / "copy.jpg")
+    (root / "val" / "pear" / "broken.jpg").write_text("no photo")
+    catalog, left_out = prepare(root)
+    reasons = left_out.set_index("path")["reason"].to_dict()
+    assert reasons == {
+        "train/apple/copy.jpg": "same picture as test/apple/0.jpg, which is in test",
+        "val/pear/broken.jpg": "is text",
+    }
+    assert len(catalog) + len(left_out) == len(scan(root))
 
 
 def test_drop_leaks_keeps_test_then_val_and_drops_pictures_of_two_classes(make_photos):
@@ -214,7 +286,9 @@ def test_drop_leaks_keeps_test_then_val_and_drops_pictures_of_two_classes(make_p
     ):
         shutil.copyfile(root / source, root / copy)
     catalog = scan(root)
-    gone = set(catalog["path"]) - set(drop_leaks(catalog)["path"])
+    kept, left_out = drop_leaks(catalog)
+    gone = set(catalog["path"]) - set(kept["path"])
+    assert gone == set(left_out["path"])
     assert gone == {
         "train/apple/0.jpg",
         "train/apple/1.jpg",
@@ -310,12 +384,11 @@ def test_metadata_with_paths_is_joined_by_path(make_photos, tmp_path):
     assert catalog["town"].tolist() == ["x", "y"]
 
 
-def test_the_encoding_of_an_index_is_said(make_photos):
+def test_the_encoding_of_an_index_is_said(make_photos, capsys):
     root = make_photos({"a": 1})
     (root / "index.csv").write_bytes("path,label\na/0.jpg,鳳梨\n".encode("cp950"))
-    catalog = scan(root)
-    assert catalog["label"].tolist() == ["鳳梨"]
-    assert catalog.attrs["index"] == {"file": str(root / "index.csv"), "encoding": "cp950"}
+    assert scan(root)["label"].tolist() == ["鳳梨"]
+    assert f"{root / 'index.csv'}: is not UTF-8, so it is read as cp950" in capsys.readouterr().out
 
 
 def test_flat_photos_are_duplicates_only_if_their_bytes_are_equal(make_photos):
@@ -341,10 +414,10 @@ def test_no_good_photo_at_all_is_one_sentence(make_photos):
     root = make_photos({"apple": 1})
     (root / "apple" / "0.jpg").write_text("ripe")
     with pytest.raises(ValueError, match="has 0 classes"):
-        class_names(drop_leaks(scan(root)))
+        class_names(drop_leaks(scan(root))[0])
 
 
 def test_split_takes_a_catalog_put_together_from_two(make_photos):
-    catalog = scan(make_photos({"apple": 10, "pear": 10}))
-    both = pd.concat([catalog, catalog.assign(sha256=catalog["sha256"] + "x", path="b/" + catalog["path"])])
+    one = scan(make_photos({"apple": 10, "pear": 10}))
+    both = pd.concat([one, scan(make_photos({"plum": 10}, Path(one["root"].iloc[0] + "2")))])  # equal row numbers
     assert set(split(both)["split"]) == {"train", "val", "test"}

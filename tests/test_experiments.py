@@ -13,18 +13,11 @@ import pytest
 import torch
 
 import cropkit
-from cropkit import (
-    Config,
-    compare_runs,
-    load_model,
-    make_loaders,
-    predict,
-    read_runs,
-    run_experiment,
-    run_grid,
-    scan,
-    split,
-)
+from cropkit import Config, compare_runs, load_model, make_loaders, predict, run_experiment, run_grid, scan, split
+from cropkit.data.files import read_sealed
+from cropkit.experiments import read_runs
+from cropkit.models import surgery
+from cropkit.training import checkpoints, precision, resolve_precision
 
 TINY = {"arch": "mobilenet_v3_small", "weights": None, "epochs": 2, "batch_size": 4}
 SCRATCH = Config(method="from_scratch", **TINY)
@@ -50,9 +43,9 @@ def same(one, other):
     [
         SCRATCH,
         Config(method="feature_extraction", **TINY),
-        Config(method="feature_extraction", recipe="diary", **TINY),
+        Config(method="feature_extraction", recipe="sgd_step", **TINY),
         Config(method="fine_tuning", **TINY),
-        Config(method="fine_tuning", recipe="diary", **TINY),
+        Config(method="fine_tuning", recipe="sgd_step", **TINY),
     ],
     ids=lambda config: config.name.rsplit("-", 2)[0],
 )
@@ -60,7 +53,7 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
     run = run_experiment(config, catalog, tmp_path / "runs")
     assert run.finished
     record = json.loads((run.folder / "config.json").read_text())
-    assert Config(**record["config"]) == config == run.config
+    assert Config(**record["config"]) == config.resolved() == run.config
     assert record["environment"]["threads"] == torch.get_num_threads()
     assert set(record["precision"].values()) <= {"float32", "bfloat16"}
     if "epoch" in run.history:
@@ -71,27 +64,16 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
     assert kept["path"].tolist() == told["path"].tolist()
     assert kept["predicted"].tolist() == told["predicted"].tolist()
     assert run.metrics["test_accuracy"] == (kept["target"] == kept["predicted"]).mean()
-    assert not (run.folder / "last.pt").exists()
-    # The precision is read from the record, since a probe may choose another one: so is the copy of the record here.
-    again = tmp_path / "again" / config.name
-    again.mkdir(parents=True)
-    (again / "config.json").write_text(json.dumps(record | {"finished": False}))
+    assert not (run.folder / "last.safetensors").exists()
     torch.rand(7)  # whatever the caller draws does not matter
     assert same(run, run_experiment(config, catalog, tmp_path / "again", num_workers=2))
 
 
 def test_an_experiment_does_what_fine_tune_does(catalog, tmp_path):
     run = run_experiment(Config(**TINY), catalog, tmp_path)
-    chosen = json.loads((run.folder / "config.json").read_text())["precision"]
     torch.manual_seed(0)
     model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
-    history = cropkit.fine_tune(
-        model,
-        make_loaders(catalog, model, batch_size=4),
-        epochs=2,
-        precision=getattr(torch, chosen["training"]),
-        feature_precision=getattr(torch, chosen["features"]),
-    )
+    history = cropkit.fine_tune(model, make_loaders(catalog, model, batch_size=4), epochs=2)
     assert history["train_loss"].tolist() == run.history["train_loss"].tolist()
 
 
@@ -111,7 +93,7 @@ def test_another_config_has_another_folder():
     ("fields", "said"),
     [
         ({"method": "magic"}, "method 'magic'"),
-        ({"recipe": "logistic"}, "none of fine_tuning's: lp_ft, diary"),
+        ({"recipe": "logistic"}, "none of fine_tuning's: lp_ft, sgd_step"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
@@ -147,7 +129,7 @@ def test_another_recipe_model_or_batch_size_in_the_folder_is_refused(catalog, tm
 def test_other_starting_weights_of_the_same_name_are_refused(catalog, tmp_path, monkeypatch):
     model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
     torch.save(model.state_dict(), tmp_path / "own.pth")
-    config = Config(**(TINY | {"weights": str(tmp_path / "own.pth"), "recipe": "diary"}))
+    config = Config(**(TINY | {"weights": str(tmp_path / "own.pth"), "recipe": "sgd_step"}))
     monkeypatch.setattr(cropkit.experiments, "_train", interrupted)
     assert not run_experiment(config, catalog, tmp_path).finished
     monkeypatch.setattr(cropkit.experiments, "file_hash", lambda _: "the same")
@@ -210,15 +192,16 @@ def interrupted(*_):
 
 TRAIN = """
 import sys
-import cropkit, cropkit.checkpoints
+import cropkit
+from cropkit.training import checkpoints
 from cropkit import Config, run_experiment, scan, split
 root, out, workers, every, fields = sys.argv[1:]
-cropkit.checkpoints.EVERY = float(every)
-save = cropkit.checkpoints.Checkpoint.save
+checkpoints.EVERY = float(every)
+save = checkpoints.Checkpoint.save
 def told(self):
     save(self)
-    print(self._position.epoch, self._position.batches, flush=True)
-cropkit.checkpoints.Checkpoint.save = told
+    print(self._state.epoch, self._state.batches, flush=True)
+checkpoints.Checkpoint.save = told
 if __name__ == "__main__":
     run_experiment(Config(**eval(fields)), split(scan(root)), out, num_workers=int(workers))
 """
@@ -230,7 +213,7 @@ def train(catalog, out, config, *, workers=0, every=0.0):
         sys.executable,
         "-c",
         TRAIN,
-        catalog.attrs["root"],
+        catalog["root"].iloc[0],
         str(out),
         str(workers),
         str(every),
@@ -247,13 +230,10 @@ def saved(process, times):
 @pytest.mark.parametrize(
     ("config", "workers", "then", "saves"),
     [(SCRATCH, 0, 2, 2), (SCRATCH, 2, 0, 5), (SCRATCH, 4, 2, 3), (Config(**TINY), 2, 0, 2)],
-    ids=["diary", "diary to the epoch's end", "diary of four", "lp_ft"],
+    ids=["sgd_step", "sgd_step to the epoch's end", "sgd_step of four", "lp_ft"],
 )
 def test_after_a_kill_the_same_call_ends_as_if_there_had_been_none(catalog, tmp_path, config, workers, then, saves):
     whole = run_experiment(config, catalog, tmp_path / "whole")
-    (tmp_path / "cut" / config.name).mkdir(parents=True)
-    record = json.loads((whole.folder / "config.json").read_text()) | {"finished": False}
-    (tmp_path / "cut" / config.name / "config.json").write_text(json.dumps(record))  # the same precision
     with train(catalog, tmp_path / "cut", config, workers=workers) as process:
         saved(process, saves)
         os.killpg(process.pid, signal.SIGKILL)
@@ -270,7 +250,7 @@ def test_sigterm_finishes_the_step_saves_and_has_its_own_exit_status(catalog, tm
         saved(process, 1)
         os.killpg(process.pid, signal.SIGTERM)  # to the processes that read photos as well
         assert process.wait(60) == 75
-    assert (tmp_path / "cut" / SCRATCH.name / "last.pt").exists()
+    assert (tmp_path / "cut" / SCRATCH.name / "last.safetensors").exists()
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
 
 
@@ -288,7 +268,7 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_blocks_nothing(c
 
 def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_path, monkeypatch):
     whole = run_experiment(SCRATCH, catalog, tmp_path / "whole")
-    evaluate, calls = cropkit.training.evaluate, []
+    evaluate, calls = cropkit.training.loop.evaluate, []
 
     def interrupted(*args):
         calls.append(args)
@@ -296,7 +276,7 @@ def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_pat
             raise KeyboardInterrupt
         return evaluate(*args)
 
-    monkeypatch.setattr(cropkit.training, "evaluate", interrupted)
+    monkeypatch.setattr(cropkit.training.loop, "evaluate", interrupted)
     run = run_experiment(SCRATCH, catalog, tmp_path / "cut", num_workers=2)
     assert not run.finished
     assert run.history["epoch"].tolist() == [1]
@@ -332,13 +312,13 @@ def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(catalog, tmp
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
 
 
-HEAD = Config(method="feature_extraction", recipe="diary", **TINY)
+HEAD = Config(method="feature_extraction", recipe="sgd_step", **TINY)
 
 
 def test_a_grid_runs_every_combination_and_repeats_none(catalog, tmp_path):
     runs = run_grid(HEAD, catalog, tmp_path, method=["feature_extraction", "from_scratch"], seed=range(2))
     methods = [(run.config.method, run.config.recipe, run.config.seed) for run in runs]
-    first, second = ("feature_extraction", "logistic"), ("from_scratch", "diary")
+    first, second = ("feature_extraction", "sgd_step"), ("from_scratch", "sgd_step")
     assert methods == [(*first, 0), (*first, 1), (*second, 0), (*second, 1)]
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/*.safetensors"))]
     again = run_grid(HEAD, catalog, tmp_path, method=["feature_extraction", "from_scratch"], seed=range(2))
@@ -372,7 +352,7 @@ def test_runs_are_compared_by_val_with_what_they_differ_in(catalog, tmp_path):
         assert row["learning_rate"] == run.config.learning_rate
         assert row["test_accuracy"] == run.metrics["test_accuracy"]
         test = run.predictions[run.predictions["split"] == "test"]
-        assert (row["low"], row["high"]) == cropkit.bootstrap_interval(test)
+        assert (row["low"], row["high"]) == cropkit.evaluation.bootstrap_interval(test)
         assert row["seconds"] == run.seconds >= run.history["seconds"].sum()
     read = read_runs(tmp_path)
     assert {run.folder.name: run.config for run in read} == {run.folder.name: run.config for run in runs}
@@ -383,8 +363,8 @@ def test_a_grid_from_scratch_has_weights_for_the_other_methods(catalog, tmp_path
     asked = []
     monkeypatch.setattr(cropkit.experiments, "run_experiment", lambda config, *_, **__: asked.append(config) or first)
     first = read_runs(run_experiment(HEAD, catalog, tmp_path).folder.parent)[0]
-    run_grid(SCRATCH, catalog, tmp_path, method=["from_scratch", "fine_tuning"])
-    assert [config.weights for config in asked] == [None, "imagenet"]
+    run_grid(Config(method="from_scratch"), catalog, tmp_path, method=["from_scratch", "fine_tuning"])
+    assert [config.resolved().weights for config in asked] == [None, "imagenet"]
     with pytest.raises(ValueError, match=r"a grid needs a list of values: seed=\[3\]"):
         run_grid(SCRATCH, catalog, tmp_path, seed=3)
 
@@ -414,11 +394,10 @@ def test_a_run_that_lost_its_predictions_is_named(catalog, tmp_path):
 
 def test_photos_that_moved_are_found_when_the_run_is_asked_for_again(catalog, tmp_path):
     run_experiment(HEAD, catalog, tmp_path / "runs")
-    root = Path(catalog.attrs["root"])
+    root = Path(catalog["root"].iloc[0])
     moved = root.rename(root.with_name("moved"))
-    catalog.attrs["root"] = str(moved)
-    run_experiment(HEAD, catalog, tmp_path / "runs")
-    assert read_runs(tmp_path / "runs")[0].predictions.attrs["root"] == str(moved)
+    run_experiment(HEAD, catalog.assign(root=str(moved)), tmp_path / "runs")
+    assert set(read_runs(tmp_path / "runs")[0].predictions["root"]) == {str(moved)}
 
 
 def test_a_folder_without_runs_says_so(tmp_path):
@@ -432,11 +411,69 @@ def test_predictions_of_a_run_know_their_photos(catalog, tmp_path):
         assert cropkit.explore(predictions).html.count("<img") == len(predictions)
 
 
-def test_all_seeds_are_computed_in_the_precision_of_the_first(catalog, tmp_path, monkeypatch):
-    run_experiment(HEAD, catalog, tmp_path)
-    monkeypatch.setattr(cropkit.experiments, "_choose", lambda *_: pytest.fail("probed again"))
-    second = run_experiment(replace(HEAD, seed=1), catalog, tmp_path)
-    first, other = (json.loads((path / "config.json").read_text())["precision"] for path in tmp_path.glob("feature*"))
-    assert first == other and second.finished
-    with pytest.raises(pytest.fail.Exception):  # another batch size is another kind of run
-        run_experiment(replace(HEAD, batch_size=5), catalog, tmp_path)
+def test_precision_is_resolved_by_rule_recorded_and_travels_with_the_model(catalog, tmp_path, monkeypatch):
+    config = Config(method="feature_extraction", precision="bfloat16")
+    run = run_experiment(config, catalog, tmp_path)
+    record = json.loads((run.folder / "config.json").read_text())
+    assert record["precision"] == {"features": "bfloat16", "training": "bfloat16"}
+    model = load_model(run.folder)
+    assert model.precision == "bfloat16"
+    loader = make_loaders(catalog, model)["test"]
+    kept = run.predictions[run.predictions["split"] == "test"].astype(dict.fromkeys(["p_apple", "p_pear"], "float32"))
+    again = predict(model, loader)
+    assert np.array_equal(kept.filter(like="p_"), again.filter(like="p_"))
+    model.precision = "float32"  # what the head was not fitted in
+    assert not np.array_equal(predict(model, loader).filter(like="p_"), again.filter(like="p_"))
+    monkeypatch.setenv("CROPKIT_PRECISION", "bfloat16")
+    assert resolve_precision("auto", model, training=True) == "bfloat16"
+    assert resolve_precision("float32", model, training=True) == "float32"
+    monkeypatch.delenv("CROPKIT_PRECISION")
+    for native in (True, False):
+        monkeypatch.setattr(precision, "_cpu_computes_bfloat16", lambda native=native: native)
+        depthwise, dense = model, cropkit.create_model("resnet18", weights=None)
+        assert resolve_precision("auto", depthwise, training=True) == "float32"
+        assert resolve_precision("auto", depthwise, training=False) == ("bfloat16" if native else "float32")
+        assert resolve_precision("auto", dense, training=True) == ("bfloat16" if native else "float32")
+
+
+def test_seconds_include_what_came_before_an_interruption(catalog, tmp_path, monkeypatch):
+    train_one_epoch = cropkit.training.loop.train_one_epoch
+
+    def slow(*args, **kwargs):
+        time.sleep(2)
+        if kwargs["state"].epoch == 2:
+            raise KeyboardInterrupt
+        return train_one_epoch(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cropkit.training.loop, "train_one_epoch", slow)
+        assert not run_experiment(SCRATCH, catalog, tmp_path).finished
+    assert run_experiment(SCRATCH, catalog, tmp_path).seconds > 4
+
+
+def test_seconds_survive_a_kill(catalog, tmp_path):
+    with train(catalog, tmp_path, SCRATCH) as process:
+        saved(process, 2)
+        os.killpg(process.pid, signal.SIGKILL)
+    keeper = checkpoints.Checkpoint(tmp_path / SCRATCH.name, ["apple", "pear"])
+    _, facts = read_sealed(keeper.last)
+    assert facts["batch_size"] == 4
+    before = time.monotonic()
+    run = run_experiment(SCRATCH, catalog, tmp_path)
+    assert run.seconds > time.monotonic() - before  # more than this call alone took
+
+
+def test_a_method_can_be_replaced_without_keeping_what_belonged_to_the_other():
+    scratch = Config(method="from_scratch")
+    assert scratch.resolved().weights is None
+    tuned = replace(scratch, method="fine_tuning")
+    assert tuned.name == Config().name and tuned.resolved().weights == "imagenet"
+    assert replace(Config(), method="feature_extraction").resolved().recipe == "logistic"
+    assert Config(weights=None, method="from_scratch").name == scratch.name
+
+
+def test_a_run_passes_at_most_two_blank_photos_through_the_model(catalog, tmp_path, monkeypatch):
+    blank, passes = surgery._try_forward, []
+    monkeypatch.setattr(surgery, "_try_forward", lambda model: passes.append(1) or blank(model))
+    run_experiment(Config(**TINY), catalog, tmp_path)
+    assert len(passes) <= 2

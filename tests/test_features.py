@@ -1,15 +1,15 @@
 import copy
-import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cropkit import create_model, evaluate, extract_features, features, fit_head, make_loaders, predict, scan, split
-from cropkit.precision import fastest_precision
+from cropkit import create_model, evaluate, extract_features, fit_head, make_loaders, predict, scan, split
+from cropkit.training import features
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +24,19 @@ def loaders(make_photos, model):
 
 
 def computed(monkeypatch):
-    """A list to which the number of photos of each shard is added that is computed from now on."""
-    counts = []
-    before_head = features._before_head
+    """A list to which the number of photos of each batch is added that is computed from now on."""
+    counts, answers = [], features.answers
 
-    def counted(model, head, photos, precision):
-        counts.append(len(photos))
-        return before_head(model, head, photos, precision)
+    def counted(*args, **kwargs):
+        for batch, targets in answers(*args, **kwargs):
+            counts.append(len(batch))
+            yield batch, targets
 
-    monkeypatch.setattr(features, "_before_head", counted)
+    monkeypatch.setattr(features, "answers", counted)
     return counts
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_features_are_what_the_head_receives(model, loaders, precision, tolerance):
     data = extract_features(model, loaders["train"], precision=precision)
     vectors, targets = data.tensors
@@ -49,23 +49,16 @@ def test_features_are_what_the_head_receives(model, loaders, precision, toleranc
     assert ((direct - through_head).norm(dim=1) / direct.norm(dim=1)).max() < tolerance
 
 
-def test_bfloat16_is_taken_only_where_it_is_right_enough(model, loaders, monkeypatch):
-    monkeypatch.setattr(features, "fastest_precision", lambda *args, **kwargs: torch.bfloat16)
-    for tolerance, expected in ((1.0, torch.bfloat16), (1e-6, torch.float32)):
-        monkeypatch.setattr(features, "TOLERANCE", tolerance)
-        assert features.feature_precision(model, loaders["train"]) is expected
-
-
 def test_augmentation_is_left_out(model, make_photos):
     catalog = split(scan(make_photos({"apple": 6, "pear": 6})))
-    varied = extract_features(model, make_loaders(catalog, model)["train"], precision=torch.float32)
-    plain = extract_features(model, make_loaders(catalog, model, augment=False)["train"], precision=torch.float32)
+    varied = extract_features(model, make_loaders(catalog, model)["train"], precision="float32")
+    plain = extract_features(model, make_loaders(catalog, model, augment=False)["train"], precision="float32")
     assert torch.equal(varied.tensors[0], plain.tensors[0])
 
 
 def test_a_cache_computes_nothing_twice(model, loaders, tmp_path, monkeypatch):
     counts = computed(monkeypatch)
-    first = extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    first = extract_features(model, loaders["train"], cache=tmp_path, precision="float32")
     assert sum(counts) == len(first)
     again = extract_features(model, loaders["train"], cache=tmp_path)
     assert sum(counts) == len(first)
@@ -75,30 +68,12 @@ def test_a_cache_computes_nothing_twice(model, loaders, tmp_path, monkeypatch):
 def test_a_changed_photo_is_computed_alone(model, loaders, tmp_path, monkeypatch):
     first = extract_features(model, loaders["train"], cache=tmp_path)
     dataset = loaders["train"].dataset
-    Image.new("RGB", (80, 60), "blue").save(dataset.root / dataset.paths[3])
+    Image.new("RGB", (80, 60), "blue").save(dataset.file(3))
     counts = computed(monkeypatch)
     again = extract_features(model, loaders["train"], cache=tmp_path)
     assert counts == [1]
     same = (first.tensors[0] == again.tensors[0]).all(dim=1)
     assert same.tolist() == [index != 3 for index in range(len(first))]
-
-
-def test_a_photo_replaced_in_secret_is_found_by_its_bytes(model, make_photos, tmp_path, monkeypatch):
-    root = make_photos({"apple": 6, "pear": 6})
-    for name, colour in (("one", "red"), ("two", "blue")):
-        Image.new("RGB", (80, 60), colour).save(tmp_path / f"{name}.bmp")
-    path = root / "apple" / "0.bmp"
-    path.write_bytes((tmp_path / "one.bmp").read_bytes())
-    loader = make_loaders(split(scan(root), fractions=(1, 0, 0)), model)["train"]
-    extract_features(model, loader, cache=tmp_path / "cache")
-    facts = path.stat()
-    path.write_bytes((tmp_path / "two.bmp").read_bytes())
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    counts = computed(monkeypatch)
-    extract_features(model, loader, cache=tmp_path / "cache")
-    assert counts == []
-    extract_features(model, loader, cache=tmp_path / "cache", verify=True)
-    assert counts == [1]
 
 
 def test_other_weights_and_another_transform_use_nothing_that_is_kept(model, loaders, tmp_path, monkeypatch):
@@ -107,15 +82,19 @@ def test_other_weights_and_another_transform_use_nothing_that_is_kept(model, loa
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.parameters()).mul_(1.01)
-    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(other, loaders["train"], cache=tmp_path, precision="float32")
     assert sum(counts) == len(loaders["train"].dataset)
     smaller = copy.deepcopy(model)
     smaller.preprocessing = model.preprocessing | {"crop_size": 192}
-    extract_features(smaller, loaders["train"], cache=tmp_path, precision=torch.float32)
+    with pytest.raises(ValueError, match=r"another model \(crop_size: 224 given, 192 expected\)"):
+        extract_features(smaller, loaders["train"])
+    others = copy.copy(loaders["train"].dataset)
+    others.preprocessing = smaller.preprocessing
+    extract_features(smaller, DataLoader(others), cache=tmp_path, precision="float32")
     assert sum(counts) == 2 * len(loaders["train"].dataset)
     statistics = copy.deepcopy(model)
     statistics.bn1.running_mean.add_(0.1)
-    extract_features(statistics, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(statistics, loaders["train"], cache=tmp_path, precision="float32")
     assert sum(counts) == 3 * len(loaders["train"].dataset)
 
 
@@ -124,7 +103,7 @@ def test_another_head_shares_the_features(model, loaders, tmp_path, monkeypatch)
     counts = computed(monkeypatch)
     other = copy.deepcopy(model)
     nn.init.normal_(other.classifier.weight)
-    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(other, loaders["train"], cache=tmp_path, precision="float32")
     assert counts == []
 
 
@@ -142,25 +121,43 @@ def test_a_damaged_file_is_computed_anew(model, loaders, tmp_path, damage, monke
     assert torch.equal(first.tensors[0], again.tensors[0])
 
 
-def test_a_call_that_is_cut_off_keeps_its_whole_shards(model, loaders, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 4)
-    whole = extract_features(model, loaders["train"], precision=torch.float32)
-    before_head, calls = features._before_head, []
+def test_a_call_that_is_cut_off_keeps_its_whole_shards(model, make_photos, tmp_path, monkeypatch):
+    loader = make_loaders(split(scan(make_photos({"apple": 60, "pear": 60})), fractions=(1, 0, 0)), model)["train"]
+    whole = extract_features(model, loader)
+    answers, batches = features.answers, []
 
-    def cut_off(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return before_head(*args)
+    def cut_off(*args, **kwargs):
+        for batch in answers(*args, **kwargs):
+            batches.append(1)
+            if len(batches) == 7:
+                raise KeyboardInterrupt
+            yield batch
 
-    monkeypatch.setattr(features, "_before_head", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
-    monkeypatch.setattr(features, "_before_head", before_head)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "answers", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            extract_features(model, loader, cache=tmp_path)
     counts = computed(monkeypatch)
-    resumed = extract_features(model, loaders["train"], cache=tmp_path)
-    assert sum(counts) == len(whole) - 8
-    assert torch.allclose(resumed.tensors[0], whole.tensors[0], atol=1e-5)
+    resumed = extract_features(model, loader, cache=tmp_path)
+    assert sum(counts) == len(whole) - 64
+    assert torch.equal(resumed.tensors[0], whole.tensors[0])
+
+
+def test_a_photo_has_the_same_features_whatever_else_is_computed_with_it(model, make_photos, tmp_path):
+    catalog = split(scan(make_photos({"apple": 20, "pear": 21})), fractions=(1, 0, 0))
+    whole = extract_features(model, make_loaders(catalog, model)["train"], precision="float32").tensors[0]
+    some = pd.concat([catalog.iloc[:5], catalog.iloc[-2:]])  # another batch, another place in it
+    alone = extract_features(model, make_loaders(some, model)["train"], cache=tmp_path, precision="float32").tensors[0]
+    assert torch.equal(alone, torch.cat([whole[:5], whole[-2:]]))
+    shared = extract_features(model, make_loaders(catalog, model)["train"], cache=tmp_path, precision="float32")
+    assert torch.equal(shared.tensors[0], whole)  # also where another catalog left some of them in the cache
+
+
+def test_a_cache_that_cannot_be_written_only_warns(model, loaders, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.warns(UserWarning, match="the cache cannot be written .*going on without it"):
+        found = extract_features(model, loaders["train"], cache=tmp_path / "cache")
+    assert torch.equal(found.tensors[0], extract_features(model, loaders["train"]).tensors[0])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -173,7 +170,7 @@ def test_the_fitted_head_is_the_models_own(make_photos, tmp_path, classes):
     torch.manual_seed(0)
     model = create_model("efficientnet_lite0", num_classes=classes)
     loaders = make_loaders(split(scan(root)), model)
-    data = {part: extract_features(model, loader, precision=torch.float32) for part, loader in loaders.items()}
+    data = {part: extract_features(model, loader, precision="float32") for part, loader in loaders.items()}
     table = fit_head(model, data)
     assert table["chosen"].sum() == 1
     assert table.loc[table["chosen"], "val_accuracy"].item() == table["val_accuracy"].max()
@@ -194,37 +191,18 @@ def test_a_class_without_training_photos_cannot_be_fitted(model):
         fit_head(copy.deepcopy(model), {"train": data})
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_the_probe_leaves_weights_statistics_modes_and_random_numbers_alone(training):
-    model = create_model("resnet18", weights=None, num_classes=3).train()
-    model.layer1.eval()
-    before = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    assert fastest_precision(model, torch.rand(2, 3, 64, 64, generator=torch.Generator()), training=training) in (
-        torch.float32,
-        torch.bfloat16,
-    )
-    assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_a_loader_of_any_batch_size_gives_the_same_features(model, loaders):
     dataset = loaders["train"].dataset
-    one = extract_features(model, DataLoader(dataset, 1), precision=torch.float32)
-    many = extract_features(model, DataLoader(dataset, 64, shuffle=True), precision=torch.float32)
+    one = extract_features(model, DataLoader(dataset, 1), precision="float32")
+    many = extract_features(model, DataLoader(dataset, 64, shuffle=True), precision="float32")
     assert torch.equal(one.tensors[0], many.tensors[0])
 
 
 def test_a_photo_that_is_there_twice_is_computed_once(model, loaders, tmp_path, monkeypatch):
     dataset = copy.copy(loaders["train"].dataset)
-    dataset.paths, dataset.targets = dataset.paths * 2, dataset.targets * 2
+    dataset.paths, dataset.roots, dataset.targets = dataset.paths * 2, dataset.roots * 2, dataset.targets * 2
     twice = DataLoader(dataset, 8)
-    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(model, loaders["train"], cache=tmp_path, precision="float32")
     counts = computed(monkeypatch)
     vectors, _ = extract_features(model, twice, cache=tmp_path).tensors
     assert counts == []
@@ -233,26 +211,26 @@ def test_a_photo_that_is_there_twice_is_computed_once(model, loaders, tmp_path, 
 
 def test_a_photo_replaced_while_it_is_read_is_computed_anew(model, loaders, tmp_path, monkeypatch):
     dataset = loaders["train"].dataset
-    before_head = features._before_head
+    answers = features.answers
 
-    def replaced(*args):
-        Image.new("RGB", (80, 60), "blue").save(dataset.root / dataset.paths[3])
-        return before_head(*args)
+    def replaced(*args, **kwargs):
+        Image.new("RGB", (80, 60), "blue").save(dataset.file(3))
+        yield from answers(*args, **kwargs)
 
-    monkeypatch.setattr(features, "_before_head", replaced)
-    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
-    monkeypatch.setattr(features, "_before_head", before_head)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "answers", replaced)
+        extract_features(model, loaders["train"], cache=tmp_path, precision="float32")
     counts = computed(monkeypatch)
     extract_features(model, loaders["train"], cache=tmp_path)
     assert counts == [1]
 
 
 def test_the_same_weights_used_in_another_way_share_nothing(model, loaders, tmp_path, monkeypatch):
-    extract_features(model, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(model, loaders["train"], cache=tmp_path, precision="float32")
     other = copy.deepcopy(model)
     other.bn1.eps = 1.0
     counts = computed(monkeypatch)
-    extract_features(other, loaders["train"], cache=tmp_path, precision=torch.float32)
+    extract_features(other, loaders["train"], cache=tmp_path, precision="float32")
     assert sum(counts) == len(loaders["train"].dataset)
 
 

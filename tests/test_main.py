@@ -1,7 +1,9 @@
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -27,7 +29,7 @@ def trained(data, tmp_path, capsys):
 
 def test_train_prints_the_runs_folder_and_scores_and_nothing_else(trained, data, tmp_path):
     folder, told = trained
-    catalog = prepare(data)
+    catalog, _ = prepare(data)
     predictions = predict(
         load_model(f"{folder}/best.safetensors"),
         make_loaders(catalog, load_model(f"{folder}/best.safetensors"))["test"],
@@ -35,7 +37,7 @@ def test_train_prints_the_runs_folder_and_scores_and_nothing_else(trained, data,
     assert told["test_accuracy"] == (predictions["target"] == predictions["predicted"]).mean()
     record = json.loads((tmp_path / "runs" / folder.rsplit("/", 1)[1] / "config.json").read_text())
     expected = Config(arch="mobilenet_v3_small", weights=None, method="feature_extraction")
-    assert Config(**record["config"]) == expected
+    assert Config(**record["config"]) == expected.resolved()
 
 
 def test_every_field_of_a_config_is_an_option(capsys):
@@ -48,12 +50,68 @@ def test_every_field_of_a_config_is_an_option(capsys):
     assert "--no-augment" in shown  # "--augment False" would be true, where bool() reads it
 
 
-def test_evaluate_counts_every_photo_once(trained, data, tmp_path, capsys):
-    folder, _ = trained
-    assert main(["evaluate", "--model", folder, "--data", str(data), "--out", str(tmp_path / "all.csv")]) == 0
+def test_evaluate_scores_the_runs_own_test_photos_and_no_others(trained, data, tmp_path, capsys):
+    folder, told = trained
+    assert main(["evaluate", "--model", folder, "--data", str(data), "--out", str(tmp_path / "test.csv")]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["photos"] == 20 and len(pd.read_csv(tmp_path / "all.csv")) == 20  # the folder has no parts
+    known = pd.read_csv(f"{folder}/split.csv").set_index("path")["split"]
+    counted = pd.read_csv(tmp_path / "test.csv")
+    assert set(counted["path"]) == set(known[known == "test"].index)
+    assert scores["photos"] == 4 and scores["accuracy"] == told["test_accuracy"]
     assert scores["between"][0] <= scores["accuracy"] <= scores["between"][1]
+    for split, photos in (("train", 12), ("val", 4), ("all", 20)):  # asked for by name
+        assert main(["evaluate", "--model", folder, "--data", str(data), "--split", split]) == 0
+        assert json.loads(capsys.readouterr().out)["photos"] == photos
+
+
+def test_on_pure_noise_a_model_scores_no_better_on_its_folder_than_on_its_test_photos(trained, data, capsys):
+    folder, told = trained  # the photos are noise: what it learned by heart must not count
+    assert main(["evaluate", "--model", folder, "--data", str(data)]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == told["test_accuracy"]
+
+
+def test_evaluate_on_other_photos_leaves_out_those_whose_picture_was_learned(trained, data, make_photos, capsys):
+    folder, _ = trained
+    rng = np.random.default_rng(7)
+    other = data.with_name("other")
+    for crop in ("apple", "pear"):
+        (other / crop).mkdir(parents=True)
+        for number in range(3):
+            noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            noise.resize((80, 60)).save(other / crop / f"new{number}.jpg")
+    known = pd.read_csv(f"{folder}/split.csv")
+    learned = known.loc[known["split"] == "train", "path"].iloc[:2].tolist()
+    shutil.copy(data / learned[0], other / learned[0].split("/")[0] / "same_bytes.jpg")
+    Image.open(data / learned[1]).save(other / learned[1].split("/")[0] / "saved_again.jpg", quality=80)
+    assert main(["evaluate", "--model", folder, "--data", str(other)]) == 0
+    assert json.loads(capsys.readouterr().out)["photos"] == 6
+
+
+def test_a_model_file_without_its_run_does_not_guess(trained, data, tmp_path, capsys):
+    shutil.copy(f"{trained[0]}/best.safetensors", tmp_path / "mine.safetensors")
+    command = ["evaluate", "--model", str(tmp_path / "mine.safetensors"), "--data", str(data)]
+    assert main(command) == 1
+    assert "split.csv is gone, so nobody knows which photos it learned from" in capsys.readouterr().err
+    assert main([*command, "--split", "all"]) == 0
+    assert json.loads(capsys.readouterr().out)["photos"] == 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FloatingPointError("the loss became nan\nin step 3"),
+        MemoryError("a batch of 32 photos does not fit"),
+        RuntimeError("a process that reads photos was killed"),
+    ],
+)
+def test_whatever_a_training_stops_for_is_one_line(data, tmp_path, monkeypatch, capsys, error):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(__main__.experiments, "run_experiment", fails)
+    assert main(["train", "--data", str(data), "--out", str(tmp_path)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cropkit: ")]
+    assert lines == [f"cropkit: {' '.join(str(error).split())}"]
 
 
 def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, make_photos, tmp_path, capsys):
@@ -76,7 +134,7 @@ def test_predict_says_what_the_loaders_say(trained, data, capsys):
     assert main(["predict", "--model", folder, "--data", str(data)]) == 0
     rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])
     model = load_model(f"{folder}/best.safetensors")
-    for loader in make_loaders(prepare(data), model, augment=False).values():
+    for loader in make_loaders(prepare(data)[0], model, augment=False).values():
         table = predict(model, loader)
         assert table["predicted"].tolist() == [rows[path] for path in table["path"]]
 

@@ -4,17 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cropkit import (
-    HeadMismatch,
-    check_head,
-    count_parameters,
-    create_model,
-    freeze_backbone,
-    freeze_batchnorm,
-    get_classifier,
-    reset_classifier,
-    unfreeze,
-)
+from cropkit import count_parameters, create_model, freeze_backbone, get_classifier, reset_classifier, unfreeze
+from cropkit.models.surgery import HeadMismatch, check_head, freeze_batchnorm
 
 HEADS = {
     "alexnet": ("classifier.6", 135_201),

@@ -3,14 +3,16 @@ import io
 import os
 import pickle
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from cropkit import BadPhoto, crop_around, crosshair_pixel, open_photo
-from cropkit.photos import UPRIGHT
+from cropkit import open_photo
+from cropkit.data import BadPhoto, crop_around, crosshair_pixel, photos
+from cropkit.data.photos import UPRIGHT
 
 INVERSE = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
@@ -57,6 +59,15 @@ def test_every_format_opens_whatever_the_file_is_called(tmp_path, kind, name):
     photo = open_photo(tmp_path / name)
     assert (photo.mode, photo.size) == ("RGB", (64, 32))
     assert photo.getpixel((5, 16))[0] > 200 > 60 > photo.getpixel((5, 16))[2]  # red on the left
+
+
+def test_a_pillow_without_avif_opens_the_rest(tmp_path, monkeypatch):
+    for kind in ("AVIF", "JPEG2000"):
+        two_halves().save(tmp_path / kind, kind)
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    assert open_photo(tmp_path / "JPEG2000").size == (64, 32)
+    with pytest.raises(BadPhoto):
+        open_photo(tmp_path / "AVIF")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "MPO", "WEBP", "PNG"])
@@ -211,6 +222,34 @@ def test_damaged_metadata_round_sound_pixels_are_ignored(tmp_path, name):
     assert np.abs(np.asarray(photo, int) - np.asarray(two_halves(), int)).mean() < 12
 
 
+def test_sound_metadata_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "_without_metadata", lambda data: b"")
+    for content in (jpeg_with(0xE2, b"ICC_PROFILE\0\x01\x01"), png_with(b"tEXt", b"Title\0ripe")):
+        (tmp_path / "photo").write_bytes(content)
+        assert open_photo(tmp_path / "photo").size == (64, 32)
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def test_orientation_is_kept_where_other_metadata_are_damaged(tmp_path):
+    jpeg, png = jpeg_with(0xE1, exif_of(6)), png_with(b"eXIf", exif_of(6)[6:])
+    bomb = b"name\0\0" + zlib.compress(bytes(2_000_000))
+    profile = struct.pack(">I", len(bomb)) + b"iCCP" + bomb + struct.pack(">I", zlib.crc32(b"iCCP" + bomb))
+    for content in (jpeg[:2] + b"\xff\xe0\0\6JFIF" + jpeg[2:], png[:33] + profile + png[33:]):
+        (tmp_path / "photo").write_bytes(content)
+        assert open_photo(tmp_path / "photo").size == (32, 64)
+
+
+def test_the_first_error_is_told_where_the_pixels_are_damaged_too(tmp_path):
+    (tmp_path / "photo").write_bytes(jpeg_with(0xE0, b"JFIF")[:-200])
+    with pytest.raises(BadPhoto, match="is a damaged JPEG"):
+        open_photo(tmp_path / "photo")
+
+
 XMP = b'<rdf:Description tiff:Orientation="6"/>'
 RAW_EXIF = (
     b"\nexif\n      34\n" + b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0".hex().encode()
@@ -266,6 +305,73 @@ def test_min_side_decodes_smaller_but_large_enough_and_tells_the_full_size(tmp_p
     assert photo.info["full_size"] == (1600, 1200)
 
 
+def progressive():
+    whole = io.BytesIO()
+    two_halves().save(whole, "JPEG", progressive=True, quality=95)
+    return whole.getvalue()
+
+
+VIDEO = b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x0c" * 1000 + b"\xff\xd8\xff\xd9" + bytes(5000)
+
+
+SEGMENTS = b"\xff\xfe\0\2" * 200_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg_with(0xFE, b"") + VIDEO,
+        progressive() + VIDEO,
+        jpeg_with(0xE4, VIDEO),
+        progressive() + SEGMENTS,
+        jpeg_with(0xE0, b"JFIF") + SEGMENTS,
+    ],
+    ids=["video", "progressive", "video inside", "segments", "damaged metadata"],
+)
+def test_a_video_behind_a_jpeg_is_passed_over(tmp_path, content):
+    (tmp_path / "photo.jpg").write_bytes(content)
+    for min_side in (None, 8):
+        assert open_photo(tmp_path / "photo.jpg", min_side=min_side).info["full_size"] == (64, 32)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(12_000, 9_000), (16_320, 12_240)])  # 108 and 200 megapixels
+def test_a_jpeg_of_more_than_50_megapixels_opens_where_it_is_reduced(tmp_path, size):
+    Image.new("L", size, 200).save(tmp_path / "photo.jpg")
+    before = Image.MAX_IMAGE_PIXELS
+    photo = open_photo(tmp_path / "photo.jpg", min_side=256)
+    assert (photo.size, photo.info["full_size"]) == ((size[0] // 8, size[1] // 8), size)
+    assert before == Image.MAX_IMAGE_PIXELS
+    for min_side in (None, 9_000):
+        with pytest.raises(BadPhoto, match="50,000,000"):
+            open_photo(tmp_path / "photo.jpg", min_side=min_side)
+
+
+def declaring(jpeg, width, height):
+    """A JPEG whose header declares other sides than its pixels fill."""
+    place = max(jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2")) + 5
+    return jpeg[:place] + struct.pack(">HH", height, width) + jpeg[place + 4 :]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_would_take_too_long_or_too_much_memory_even_reduced_is_refused(tmp_path):
+    whole = io.BytesIO()
+    Image.new("L", (7000, 7000), 200).save(whole, "JPEG", progressive=True)
+    jpeg = whole.getvalue()
+    bad = {
+        "50,000,000": declaring(jpeg_with(0xFE, b""), 16_000, 16_000),
+        "13000 x 12000 pixels in 10 scans": declaring(progressive(), 13_000, 12_000),
+        "13000 x 12000 pixels in 1 scans": declaring(progressive().rsplit(b"\xff\xda", 9)[0], 13_000, 12_000),
+        "in 42 scans": jpeg[:-2] + jpeg[jpeg.index(b"\xff\xda") : -2] * 6 + jpeg[-2:],
+    }
+    for why, content in bad.items():
+        (tmp_path / "photo").write_bytes(content)
+        begun = time.monotonic()
+        with pytest.raises(BadPhoto, match=why):
+            open_photo(tmp_path / "photo", min_side=256)
+        assert time.monotonic() - begun < 1
+
+
 NO_PHOTOS = {
     "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
@@ -309,6 +415,97 @@ def test_truncated_file_is_a_bad_photo(tmp_path, kind, share):
         open_photo(tmp_path / "photo", min_side=8)
 
 
+def chunks_of(png):
+    """Name and content of each chunk."""
+    place, found = 8, []
+    while place < len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        found.append((kind, png[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return found
+
+
+def png_of(chunks):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def noise():
+    """A PNG with a palette, whose pixels do not pack well."""
+    whole = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    Image.fromarray(pixels).quantize(16).save(whole, "PNG")
+    return whole.getvalue()
+
+
+NOISE = noise()
+PARTS = dict(chunks_of(NOISE))
+HEAD, PACKED = PARTS[b"IHDR"], PARTS[b"IDAT"]
+
+
+def noise_with(**parts):
+    """Some chunks replaced, their sums right."""
+    return png_of((PARTS | {kind.encode(): content for kind, content in parts.items()}).items())
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGED_PNG = {
+    "no IEND": NOISE[:-12],
+    "IEND cut": NOISE[:-1],
+    "IEND cut before its sum": NOISE[:-4],
+    "IDAT cut by its sum": NOISE[:-16],
+    "IDAT cut by 3 bytes more": NOISE[:-19],
+    "IDAT shorter than its stream": noise_with(IDAT=PACKED[:-3]),
+    "Adler sum": noise_with(IDAT=flipped(PACKED, len(PACKED) - 1)),
+    "flipped byte": noise_with(IDAT=flipped(PACKED, len(PACKED) // 2)),
+    "too few pixels": noise_with(IDAT=zlib.compress(zlib.decompress(PACKED)[:-40])),
+    "far too many pixels": noise_with(IDAT=zlib.compress(bytes(3_000_000))),
+    "compression method": noise_with(IHDR=HEAD[:10] + b"\1\0\0"),
+    "filter method": noise_with(IHDR=HEAD[:11] + b"\1\0"),
+    "interlace method": noise_with(IHDR=HEAD[:12] + b"\2"),
+    "IHDR not first": png_of([(b"tEXt", b"a\0b"), *PARTS.items()]),
+    "no palette": png_of(part for part in PARTS.items() if part[0] != b"PLTE"),
+    **{
+        f"sum of {kind.decode()}": flipped(NOISE, NOISE.index(kind) + 4 + len(content))
+        for kind, content in PARTS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("metadata", ["sound", "damaged"])
+@pytest.mark.parametrize("name", DAMAGED_PNG)
+def test_a_png_that_a_strict_decoder_refuses_is_a_bad_photo(tmp_path, name, metadata):
+    png = DAMAGED_PNG[name]
+    if metadata == "damaged":
+        png = png[:33] + png_with(b"tEXt", b"junk", crc=5)[33:49] + png[33:]
+    (tmp_path / "photo.png").write_bytes(png)
+    with pytest.raises(BadPhoto, match=r"photo\.png: is .*damaged"):
+        open_photo(tmp_path / "photo.png")
+
+
+def test_an_unusual_but_sound_png_opens(tmp_path):
+    pieces = [(b"IDAT", PACKED[place : place + 7]) for place in range(0, len(PACKED), 7)]
+    start, end = [(kind, PARTS[kind]) for kind in (b"IHDR", b"PLTE")], [(b"IEND", b"")]
+    unusual = [
+        png_of([*start, (b"IDAT", b""), *pieces, *end]),
+        png_of([*start, (b"IDAT", PACKED), (b"tIME", b"junk"), *end]),
+        noise_with(IDAT=PACKED + b"more"),
+        noise_with(IDAT=PACKED + bytes(30_000_000)),
+        NOISE + VIDEO,
+        NOISE + b"\0\0\0\4IDATjunk sum",
+    ]
+    for content in unusual:
+        (tmp_path / "photo.png").write_bytes(content)
+        begun = time.monotonic()
+        assert np.array_equal(open_photo(tmp_path / "photo.png"), Image.open(io.BytesIO(NOISE)).convert("RGB"))
+        assert time.monotonic() - begun < 1
+
+
 def test_nan_pixels_and_missing_files_are_bad_photos(tmp_path):
     Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "nan.tif")
     for name in ("nan.tif", "nowhere.jpg"):
@@ -316,7 +513,8 @@ def test_nan_pixels_and_missing_files_are_bad_photos(tmp_path):
             open_photo(tmp_path / name)
 
 
-@pytest.mark.parametrize("side", [60_000, 9_000])  # Pillow itself refuses only the first
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [60_000, 10_000, 9_000])  # Pillow itself refuses the first, and warns of the second
 def test_bomb_is_refused_before_its_pixels_are_decoded(tmp_path, side):
     # A PNG header that declares side x side pixels, and no pixels at all.
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -335,16 +533,29 @@ def test_what_would_take_too_long_or_too_much_memory_is_refused(tmp_path):
     scans = jpeg[jpeg.index(b"\xff\xda") : -2]
     comment, chunk = b"\xff\xfe\0\2", struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt"))
     png = png_with(b"tEXt", b"")
-    bad = {
-        "100 scans": jpeg[:-2] + scans * 20 + jpeg[-2:],
-        "100,000 segments": jpeg[:2] + comment * 200_000 + jpeg[2:],
-        "100,000 chunks": png[:33] + chunk * 200_000 + png[33:],
-        "tiles of 9000 x 9000": tiff(np.zeros((2, 2), np.uint16), 1, tile=9000),
-    }
-    for why, content in bad.items():
+    exif = b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)
+    bad = [
+        ("100 scans", jpeg[:-2] + scans * 20 + jpeg[-2:]),
+        ("100,000 segments", jpeg[:2] + comment * 200_000 + jpeg[2:]),
+        ("100,000 segments", jpeg[:2] + b"\xff" * 20_000_000 + jpeg[2:]),
+        ("8,000,000 bytes before its pixels", jpeg[:4] + b"\0\2" + bytes(50_000_000)),
+        ("8,000,000 bytes before its pixels", jpeg[:2] + b"\xff\xd9" + bytes(50_000_000)),
+        ("8,000,000 bytes before its pixels", jpeg[:2] + exif * 2000 + jpeg[2:]),
+        ("100,000 chunks", png[:33] + chunk * 200_000 + png[33:]),
+        ("tiles of 9000 x 9000", tiff(np.zeros((2, 2), np.uint16), 1, tile=9000)),
+    ]
+    for why, content in bad:
         (tmp_path / "photo").write_bytes(content)
+        begun = time.monotonic()
         with pytest.raises(BadPhoto, match=why):
             open_photo(tmp_path / "photo")
+        assert time.monotonic() - begun < 2
+
+
+def test_a_jpeg_of_very_large_metadata_opens(tmp_path):
+    jpeg = jpeg_with(0xED, bytes(65_000))
+    (tmp_path / "photo").write_bytes(jpeg[:2] + jpeg[2:65_006] * 400 + jpeg[2:])
+    assert open_photo(tmp_path / "photo").size == (64, 32)
 
 
 def test_pipes_and_huge_files_are_not_read(tmp_path):

@@ -7,8 +7,11 @@ import torch
 from matplotlib.axes import Axes
 from test_explorer import made_up
 
-from cropkit import Config, Run, classification_report, confusion_matrix, create_model, interpret, plots, scan
-from cropkit.samples import CHINESE
+from cropkit import Config, create_model, scan
+from cropkit.data.crops import CHINESE
+from cropkit.evaluation import metrics, plots
+from cropkit.evaluation.metrics import classification_report, confusion_matrix
+from cropkit.experiments import Run
 
 mpl.use("Agg")
 FRUIT = list(CHINESE)
@@ -26,7 +29,7 @@ def predictions(names, photos=300):
 
 
 def drawn(ax):
-    """Draw it, as a notebook would, and return the labels of its axes."""
+    """The labels of the axes, after the figure is rendered as in a notebook."""
     ax.figure.canvas.draw()
     return [label.get_text() for axis in (ax.xaxis, ax.yaxis) for label in axis.get_ticklabels()]
 
@@ -35,7 +38,7 @@ def run(seed, accuracy, method="fine_tuning"):
     epochs = np.arange(1, 4)
     history = pd.DataFrame({"epoch": epochs, "val_accuracy": accuracy + 0.1 * epochs})
     table = predictions(FRUIT[:3], 60).assign(split="test")
-    return Run("folder", Config(method=method, seed=seed), True, history, {}, table, 1.0)
+    return Run("folder", Config(method=method, seed=seed).resolved(), True, history, {}, table, 1.0)
 
 
 def every_plot(names, root, paths):
@@ -51,13 +54,13 @@ def every_plot(names, root, paths):
         "learning_curves": lambda ax: plots.learning_curves(history, ax=ax),
         "heatmap": lambda ax: plots.heatmap(confusion_matrix(table), ax=ax),
         "per_class": lambda ax: plots.per_class(classification_report(table), ax=ax),
-        "reliability": lambda ax: plots.reliability(interpret.reliability(table), ax=ax),
+        "reliability": lambda ax: plots.reliability(metrics.reliability(table), ax=ax),
         "comparison": lambda ax: plots.comparison([run(0, 0.5), run(1, 0.4), run(0, 0.1, "from_scratch")], ax=ax),
         "grad_cam": lambda ax: plots.grad_cam(model, root / paths[0], ax=ax),
     }
 
 
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open
 @pytest.mark.parametrize("given", [True, False])
 def test_each_plot_draws_into_the_axes_it_is_given_or_makes_its_own(make_photos, given):
     root = make_photos({"apple": 2})
@@ -77,7 +80,7 @@ def test_all_33_names_are_on_the_axes():
         assert set(FRUIT) <= set(drawn(ax))
 
 
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open
 def test_chinese_names_are_drawn_where_a_font_has_them():
     if plots._cjk_font() is None:
         pytest.skip("no font here has Chinese letters (Debian: fonts-noto-cjk)")
@@ -85,7 +88,7 @@ def test_chinese_names_are_drawn_where_a_font_has_them():
     assert set(names) <= set(drawn(plots.heatmap(confusion_matrix(predictions(names)))))
 
 
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open
 def test_without_such_a_font_they_are_english_and_nothing_warns(monkeypatch):
     monkeypatch.setattr(plots, "_cjk_font", lambda: None)
     names = [*sorted(CHINESE.values())[:5], "某物"]
@@ -94,7 +97,7 @@ def test_without_such_a_font_they_are_english_and_nothing_warns(monkeypatch):
     assert f"class {sorted(names).index('某物')}" in labels
 
 
-@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # other tests' rubbish
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open
 def test_every_plot_of_classes_takes_chinese_names_and_dollars(make_photos):
     root = make_photos({"apple": 2})
     for call in every_plot(
@@ -113,7 +116,7 @@ def test_captions_without_a_font_are_english(make_photos, monkeypatch):
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
 
 
-def test_nothing_to_show_is_said(tmp_path):
+def test_nothing_to_show_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no photos to show"):
         plots.contact_sheet(tmp_path, [], [])
     with pytest.raises(ValueError, match="no runs to compare"):
@@ -123,8 +126,8 @@ def test_nothing_to_show_is_said(tmp_path):
 def test_seeds_share_a_colour_and_a_name():
     ax = plots.comparison([run(0, 0.5), run(1, 0.4), run(0, 0.1, "from_scratch")])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "fine_tuning, imagenet, lp_ft",
-        "from_scratch, diary",
+        "fine_tuning, imagenet, lp_ft, learning_rate=0.0005",
+        "from_scratch, sgd_step, learning_rate=0.001",
     ]
     curves = [line for line in ax.lines if len(line.get_xdata()) == 3]
     assert curves[0].get_color() == curves[1].get_color() != curves[2].get_color()

@@ -12,23 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cropkit import (
-    class_names,
-    course,
-    create_model,
-    crosshair_pixel,
-    drop_leaks,
-    fetch,
-    find_duplicates,
-    good_photos,
-    make_loaders,
-    make_sample,
-    open_photo,
-    samples,
-    scan,
-)
-from cropkit.drawing import CLASSES, draw_photo
-from cropkit.samples import KEY, NOT_IN_VAL, TAGS, Source
+from cropkit import class_names, course, create_model, find_duplicates, make_loaders, open_photo, scan
+from cropkit.course import fetch as fetching
+from cropkit.course import sample as samples
+from cropkit.course.drawing import CLASSES, draw_photo
+from cropkit.course.fetch import Source, fetch
+from cropkit.course.sample import KEY, NOT_IN_VAL, TAGS, make_sample
+from cropkit.data import crosshair_pixel, drop_leaks, good_photos, passed_over
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +82,6 @@ def test_sample_is_like_the_competitions_files(sample, catalog):
         assert next(csv.reader(file)) == list(samples.TAG_COLUMNS)
     with pytest.raises(UnicodeDecodeError):
         (sample / TAGS).read_text(encoding="utf-8")
-    assert catalog.attrs["metadata"]["encoding"] == "cp950"
 
 
 def test_tags_agree_with_the_crosshairs(sample, catalog):
@@ -127,9 +116,9 @@ def test_scan_finds_every_planted_defect_and_hardly_more(sample, catalog, key):
     ):
         assert notes[by_defect[defect]["path"]].str.contains(said).all(), defect
     assert (problems[by_defect["extension in upper case"]["path"]] == "").all()
-    assert set(by_defect["hidden folder with copies"]["path"]) <= {path for path, _ in catalog.attrs["skipped"]}
-    assert set(catalog.attrs["metadata"]["rows_without_photo"]) == set(by_defect["row without a photo"]["path"])
-    assert set(by_defect["photo without a row"]["path"]) <= set(catalog.attrs["metadata"]["photos_without_row"])
+    assert set(by_defect["hidden folder with copies"]["path"]) <= set(passed_over(sample)["path"])
+    bare = catalog.loc[catalog["Img" if "Img" in catalog else "TARGET_FID"] == "", "path"]
+    assert set(by_defect["photo without a row"]["path"]) <= set(bare)
     assert not (catalog.loc[catalog["split"] == "val", "label"] == NOT_IN_VAL).any()
 
     copies = key[key["found by"] == "find_duplicates"]
@@ -150,7 +139,8 @@ def test_wrong_labels_lie_where_the_key_says(sample, key):
 
 
 def test_clean_sample_leaks_nothing_and_a_class_missing_from_val_shifts_no_index(catalog):
-    clean = drop_leaks(good_photos(catalog))
+    clean, left_out = drop_leaks(good_photos(catalog))
+    assert set(left_out["path"]).isdisjoint(clean["path"])
     left = find_duplicates(clean)
     assert left.groupby("group")["split"].nunique().max() == 1
     assert left.groupby("group")["label"].nunique().max() == 1
@@ -237,7 +227,7 @@ def host(tmp_path, monkeypatch):
     pack(tmp_path / "served.zip", files)
     host = Host(tmp_path / "served.zip")
     host.files, host.archive = files, tmp_path / "served.zip"
-    monkeypatch.setitem(samples.SOURCES, "tiny", Source(host.url, tmp_path / "tiny.csv"))
+    monkeypatch.setitem(fetching.SOURCES, "tiny", Source(host.url, tmp_path / "tiny.csv"))
     yield host
     host.server.shutdown()
     host.server.server_close()
@@ -309,7 +299,7 @@ def test_fetch_of_an_unknown_collection_names_the_known_ones():
 
 
 def test_fetch_grocery36_from_an_archive_of_its_files(real_data, tmp_path, monkeypatch):
-    with (course.FOLDER / "data" / "grocery36.csv").open(encoding="utf-8") as file:
+    with fetching.SOURCES["grocery36"].manifest.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     files = {f"GroceryStoreDataset-fc80/{row['source_path']}": (real_data / row["path"]).read_bytes() for row in rows}
     pack(tmp_path / "grocery36.zip", files | {"GroceryStoreDataset-fc80/LICENSE": b"MIT License"})

@@ -46,12 +46,12 @@ def test_ctrl_c_ends_a_scan_of_10_000_photos_and_the_next_one_works(make_photos)
 # Each breakage: what replaces the function, and a notebook that teaches what it does.
 BREAKAGES = {
     "reset_classifier": (
-        "import cropkit.models as m\n"
+        "import cropkit.models.surgery as m\n"
         "cropkit.reset_classifier = m.reset_classifier = lambda model, num_classes: m.get_classifier(model)[1]",
         "03_replace_the_head",
     ),
     "freeze_backbone": (
-        "import cropkit.models as m\n"
+        "import cropkit.models.surgery as m\n"
         "def broken(model):\n"
         "    model.requires_grad_(False)\n"
         "    m.get_classifier(model)[1].requires_grad_(True)\n"
@@ -69,7 +69,7 @@ BREAKAGES = {
         "04_feature_extraction",
     ),
     "check_head": (
-        "import cropkit.models as m, cropkit.training as t\n"
+        "import cropkit.models.surgery as m, cropkit.training as t\n"
         "cropkit.check_head = m.check_head = t.check_head = lambda model, class_names: None",
         "02_the_1000_class_head",
     ),

@@ -16,8 +16,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from cropkit import MissingWeights, create_model, get_classifier, has_weights, read_state_dict
-from cropkit.weights import WEIGHT_FILES, WeightFile
+from cropkit import create_model, get_classifier
+from cropkit.models.surgery import MissingWeights, has_weights, read_state_dict
+from cropkit.models.weights import WEIGHT_FILES, WeightFile
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_lite0_holds_the_published_weights():
 
 
 def read_state_dict_of_lite0():
-    from cropkit.weights import find_weights
+    from cropkit.models.weights import find_weights
 
     return read_state_dict(find_weights("efficientnet_lite0"))
 

@@ -9,12 +9,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from playwright.sync_api import sync_playwright
 
-from cropkit import Config, course, explore, most_confused, plots, run_experiment
+from cropkit import Config, course, explore, most_confused, run_experiment
+from cropkit.evaluation import plots
 
 
 def draw_sample(catalog: pd.DataFrame) -> None:
     one_each = catalog.groupby("label").head(1)
-    plots.contact_sheet(catalog.attrs["root"], list(one_each["path"]), list(one_each["label"]), columns=11)
+    plots.contact_sheet(catalog["root"].iloc[0], list(one_each["path"]), list(one_each["label"]), columns=11)
     plt.savefig(course.FOLDER / "docs" / "sample.png", dpi=80)
 
 
@@ -28,7 +29,7 @@ def draw_explorer(catalog: pd.DataFrame) -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 940, "height": 1000})
         tab.set_content(f'<body style="font-family: sans-serif">{explore(test).html}</body>')
-        tab.locator(f"summary[title*='{true} taken for {predicted}']").click()
+        tab.locator(f"summary[title*='{true} predicted as {predicted}']").click()
         tab.screenshot(path=course.FOLDER / "docs" / "explorer.png", clip={"x": 0, "y": 0, "width": 870, "height": 940})
         browser.close()
 

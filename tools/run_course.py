@@ -19,7 +19,8 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from cropkit import course
-from cropkit.models import create_model
+from cropkit.course import records
+from cropkit.models.surgery import create_model
 
 COURSE = course.FOLDER / "build" / "course"
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
@@ -80,8 +81,8 @@ def html_exporter() -> HTMLExporter:
 def results() -> list[list[str]]:
     """The rows of the closing table, header first; a row that no notebook wrote in this run says so."""
     table = [["model", "method", "trainable parameters", "test accuracy", "seconds"]]
-    for notebook, method in course.ROWS:
-        file = course.row_file(notebook, method)
+    for notebook, method in records.ROWS:
+        file = records.row_file(notebook, method)
         if file.exists():
             row = json.loads(file.read_text(encoding="utf-8"))
             accuracy, seconds = f"{row['test_accuracy']:.1%}", f"{row['seconds']:.0f}"
@@ -109,7 +110,7 @@ def index_page(failures: dict[str, str], table: list[list[str]]) -> str:
     rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in
             zip(table, ["th"] + ["td"] * len(table), strict=False)]  # fmt: skip
     kind = " (fast mode: few photos, one epoch; the accuracies mean nothing)" if course.FAST else ""
-    pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in course.PAGES.items())
+    pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in records.PAGES.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>cropkit: the course</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
@@ -126,7 +127,7 @@ a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
 
 def piece(name: str) -> str:
     """A piece of HTML that a notebook left in this run."""
-    file = course.OUT / f"{name}.html"
+    file = records.OUT / f"{name}.html"
     return file.read_text(encoding="utf-8") if file.exists() else "<p class=failed>missing</p>"
 
 
@@ -134,7 +135,7 @@ def main() -> int:
     started = time.perf_counter()
     shutil.rmtree(COURSE, ignore_errors=True)
     COURSE.mkdir(parents=True)
-    for file in course.OUT.glob("*.*"):  # what is shown at the end was made in this run; experiments stay
+    for file in records.OUT.glob("*.*"):  # what is shown at the end was made in this run; experiments stay
         file.unlink()
     try:  # what would fail in every notebook is said once, before the first
         catalog = course.load_catalog()
@@ -142,7 +143,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"The course cannot run: {error}", file=sys.stderr)
         return 2
-    print(f"{len(catalog)} photos of {catalog['label'].nunique()} classes in {catalog.attrs['root']}; {course.ARCH}")
+    print(f"{len(catalog)} photos of {catalog['label'].nunique()} classes in {catalog['root'].iloc[0]}; {course.ARCH}")
     paths = sorted((course.FOLDER / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     width = max(len(path.stem) for path in paths)
     failures = {}

@@ -19,13 +19,15 @@ import numpy as np
 from PIL import Image
 
 from cropkit import Config, load_model
-from cropkit.checkpoints import load_checked
+from cropkit.data.files import previous_of
+from cropkit.training.checkpoints import _read_or_offer
 
 TRAIN = """
 import sys
-import cropkit.checkpoints
+import cropkit.training.checkpoints
 from cropkit import Config, run_experiment, scan, split
-cropkit.checkpoints.EVERY = 0.0  # save after every step, so that most kills fall into a saving
+from cropkit.training import checkpoints
+checkpoints.EVERY = 0.0  # save after every step, so that most kills fall into a saving
 if __name__ == "__main__":
     config = Config("mobilenet_v3_small", None, "from_scratch", epochs=8, batch_size=4, seed=int(sys.argv[3]))
     run_experiment(config, split(scan(sys.argv[1])), sys.argv[2], num_workers=int(sys.argv[4]))
@@ -52,14 +54,14 @@ def result(folder: Path) -> tuple[bytes, list[dict[str, float]]]:
 
 def check(folder: Path, had_best: bool) -> bool:
     """Raise if a killed training left something unusable; returns whether it has a best model."""
-    last = folder / "last.pt"
-    if last.exists() or last.with_name("last.pt.previous").exists():
-        load_checked(last)
+    last = folder / "last.safetensors"
+    if last.exists() or previous_of(last).exists():
+        _read_or_offer(last)
     best = folder / "best.safetensors"
-    has_best = best.exists() or best.with_name("best.safetensors.previous").exists()
+    has_best = best.exists() or previous_of(best).exists()
     assert has_best or not had_best, f"{best} was lost"
     if has_best:
-        load_checked(best)
+        _read_or_offer(best)
         load_model(best)
     return has_best
 
@@ -86,7 +88,7 @@ def main() -> None:
                     process.wait()
                 kills += 1
                 had_best = check(cut / config.name, had_best)
-                saved = list((cut / config.name).glob("last.pt*"))
+                saved = list((cut / config.name).glob("last.safetensors*"))
                 after["a best model" if had_best else "a checkpoint" if saved else "nothing"] += 1
             assert result(cut / config.name) == result(whole / config.name), f"{config.name} differs"
             seed += 1

@@ -1,6 +1,7 @@
 """Models and the surgery on them: make one, find its head, replace the head, freeze the rest."""
 
 import difflib
+import itertools
 import os
 import re
 from collections import OrderedDict
@@ -14,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cropkit.weights import WEIGHT_FILES, MissingWeights, StateDict, find_weights, read_state_dict
+from cropkit.data.datasets import preprocessing_of
+from cropkit.models.weights import WEIGHT_FILES, MissingWeights, StateDict, find_weights, read_state_dict
 
 # The side, in pixels, of the blank photo that is tried on a model which does not say what it expects.
 DEFAULT_CROP = 224
@@ -48,6 +50,11 @@ def create_model(
     Raises:
         ValueError: if `arch` is unknown (the nearest names are offered), or a checkpoint does not fit it.
         MissingWeights: if the ImageNet weights can be found nowhere.
+
+    Example:
+        >>> model = create_model("mobilenet_v3_small", num_classes=33, weights=None)
+        >>> model(torch.zeros(2, 3, 224, 224)).shape
+        torch.Size([2, 33])
     """
     if weights == "imagenet" and arch.startswith("timm/"):
         model = _build_timm(arch, pretrained=True)
@@ -93,25 +100,6 @@ def _describe(model: nn.Module, arch: str, preprocessing: dict[str, Any]) -> nn.
     """Let a model carry its name and what its weights expect of a photo."""
     model.__dict__.update(arch=arch, preprocessing=preprocessing)
     return model
-
-
-def preprocessing_of(model: nn.Module) -> dict[str, Any]:
-    """What a model's weights expect of a photo.
-
-    Returns:
-        ``resize_size`` (the short side) and ``crop_size`` in pixels, ``interpolation`` ("bilinear", "bicubic"),
-        ``mean`` and ``std`` of the three channels, for values in [0, 1].
-
-    Raises:
-        ValueError: if the model does not say.
-    """
-    preprocessing = model.__dict__.get("preprocessing")
-    if preprocessing is None:
-        raise ValueError(
-            f"{type(model).__name__} does not say what its weights expect of a photo. Make it with create_model, or "
-            "set model.preprocessing (resize_size, crop_size, interpolation, mean, std)."
-        )
-    return preprocessing
 
 
 def _build_timm(arch: str, *, pretrained: bool) -> nn.Module:
@@ -212,7 +200,10 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
 
     One blank photo goes through the model, and the layer is known by what it returns, so the answer holds whatever
     the layer is called: ``classifier.6`` (AlexNet), ``fc`` (ResNet), ``classifier.3`` (MobileNetV3), ``heads.head``
-    (torchvision's ViT).
+    (torchvision's ViT). The model remembers the answer.
+
+    Args:
+        model: an image classifier, input (N, 3, H, W) float, output (N, K) logits.
 
     Returns:
         The layer's name, as in ``model.named_modules()``, and the layer.
@@ -220,9 +211,19 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     Raises:
         ValueError: if no linear layer gives the model's output (SqueezeNet ends in a convolution, a distilled DeiT
             averages two heads).
+
+    Example:
+        >>> name, head = get_classifier(create_model("resnet18", weights=None))
+        >>> name, head.out_features
+        ('fc', 1000)
     """
-    returned: dict[str, Tensor] = {}
+    if isinstance(model, nn.Linear):  # a head alone, on features
+        return "", model
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    known = model.__dict__.get("known_head")  # found before, and no linear layer has come or gone since
+    if known is not None and known[1] == tuple(linear):
+        return known[0], linear[known[0]]
+    returned: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda module, args, output: returned.__setitem__(name, output)
@@ -235,6 +236,7 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
             hook.remove()
     heads = [n for n, out in returned.items() if out is logits or torch.equal(out, logits)]
     if len(heads) == 1:
+        model.__dict__["known_head"] = (heads[0], tuple(linear))
         return heads[0], linear[heads[0]]
     arch = _name(model)
     like = [n for n, out in returned.items() if out.shape == logits.shape]
@@ -290,6 +292,11 @@ def reset_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
 
     Raises:
         ValueError: if `model` ends in no linear layer, or `num_classes` < 2.
+
+    Example:
+        >>> model = create_model("resnet18", weights=None)
+        >>> reset_classifier(model, 33)
+        Linear(in_features=512, out_features=33, bias=True)
     """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier tells at least two classes apart.")
@@ -304,6 +311,8 @@ def reset_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
     model.set_submodule(name, new)
     if hasattr(model, "num_classes"):  # timm's models and some of torchvision's carry the number
         model.__dict__["num_classes"] = num_classes
+    for fact in ("class_names", "metrics", "precision"):  # of the head that is gone
+        model.__dict__.pop(fact, None)
     outputs = _try_forward(model).shape[1]
     if outputs != num_classes:
         raise ValueError(f"{name} was replaced, yet the model still has {outputs} outputs, not {num_classes}.")
@@ -333,8 +342,17 @@ def freeze_backbone(model: nn.Module) -> None:
     dropout still drop whenever ``model.train()`` is called, so that call no longer reaches a frozen module.
     `unfreeze` takes it back.
 
+    Args:
+        model: an image classifier that ends in a linear layer.
+
     Raises:
-        ValueError: if `model` ends in no linear layer.
+        ValueError: if it does not.
+
+    Example:
+        >>> model = create_model("resnet18", num_classes=33, weights=None)
+        >>> freeze_backbone(model)
+        >>> count_parameters(model, trainable_only=True)
+        16929
     """
     head_name, head = get_classifier(model)
     model.requires_grad_(False)
@@ -356,26 +374,59 @@ def freeze_batchnorm(model: nn.Module) -> None:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Let every weight learn, and let every module follow ``model.train()`` again, in place."""
+    """Let every weight learn, and let every module follow ``model.train()`` again, in place.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> model = create_model("resnet18", num_classes=33, weights=None)
+        >>> freeze_backbone(model)
+        >>> unfreeze(model)
+        >>> count_parameters(model, trainable_only=True) == count_parameters(model)
+        True
+    """
     model.requires_grad_(True)
     for module in model.modules():
         module.__dict__.pop("train", None)
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """The number of single weights, or of those that have gradients."""
+    """The number of single weights, or of those that have gradients.
+
+    Args:
+        model: any module.
+        trainable_only: count only what learns.
+
+    Example:
+        >>> count_parameters(nn.Linear(512, 33))
+        16929
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def check_head(model: nn.Module, class_names: Sequence[str]) -> None:
-    """Refuse a model whose number of outputs is not the number of classes.
+    """Refuse a model whose outputs are not the classes of the data.
 
-    PyTorch itself does not object: 1000 outputs and labels 0..32 train without an error.
+    PyTorch itself does not object: 1000 outputs and labels 0..32 train without an error. Where the model knows its
+    classes, the names are compared, not only their number.
+
+    Args:
+        model: an image classifier.
+        class_names: of the data; a class's index is its place in this list.
 
     Raises:
         HeadMismatch: naming the layer, its outputs, the classes, and the call that corrects it.
+
+    Example:
+        >>> check_head(create_model("resnet18", weights=None), ["apple", "pear"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        cropkit.models...HeadMismatch: resnet18 ends in fc with 1000 outputs, but the data has 2 classes ...
     """
-    outputs = _try_forward(model).shape[1]  # what comes out, whatever a layer says of itself
+    try:
+        outputs = len(get_classifier(model)[1].weight)  # what comes out, whatever a layer says of itself
+    except ValueError:  # it ends in another layer
+        outputs = _try_forward(model).shape[1]
     if outputs != len(class_names):
         name, _ = get_classifier(model)
         raise HeadMismatch(
@@ -383,3 +434,22 @@ def check_head(model: nn.Module, class_names: Sequence[str]) -> None:
             f"({class_names[0]} ... {class_names[-1]}). Replace it first: "
             f"reset_classifier(model, {len(class_names)})."
         )
+    check_names(model, class_names)
+
+
+def check_names(model: nn.Module, class_names: Sequence[str]) -> None:
+    """Refuse data with other class names, or another order of them, than those that a model was trained on.
+
+    Raises:
+        HeadMismatch: naming the first difference; never for a model that does not know its classes.
+    """
+    known = model.__dict__.get("class_names")
+    if known is None or list(known) == list(class_names):
+        return
+    pairs = itertools.zip_longest(known, class_names, fillvalue="nothing")
+    place, (mine, theirs) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise HeadMismatch(
+        f"{_name(model)} was trained on other classes: output {place} means {mine!r} to the model and {theirs!r} to "
+        "the data. Make the loaders with this model, make_loaders(catalog, model), or give it a new head: "
+        f"reset_classifier(model, {len(class_names)})."
+    )

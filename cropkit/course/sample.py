@@ -1,18 +1,13 @@
-"""Photos to learn on: the sample of 33 crops, drawn offline with known defects, and real ones that are fetched once."""
+"""The sample of 33 crops, drawn offline, with known defects."""
 
 import csv
-import hashlib
 import itertools
 import json
 import multiprocessing
 import os
-import re
 import shutil
-import sys
 import tempfile
 import uuid
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,51 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-import pooch
 from filelock import FileLock
 from PIL import Image
 
-from cropkit.drawing import CLASSES, draw_photo
-from cropkit.progress import progress
+from cropkit.course.drawing import CLASSES, draw_photo
+from cropkit.data.progress import progress
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 VERSION = 4  # a new number has every sample drawn anew
-# The crops' names in Traditional Chinese, as the competition has them.
-CHINESE = {
-    "asparagus": "蘆筍",
-    "bambooshoots": "竹筍",
-    "betel": "檳榔",
-    "broccoli": "青花菜",
-    "cauliflower": "花椰菜",
-    "chinesecabbage": "結球白菜",
-    "chinesechives": "韭菜",
-    "custardapple": "番荔枝",
-    "grape": "葡萄",
-    "greenhouse": "溫網室",
-    "greenonion": "蔥",
-    "kale": "甘藍",
-    "lemon": "檸檬",
-    "lettuce": "萵苣",
-    "litchi": "荔枝",
-    "longan": "龍眼",
-    "loofah": "絲瓜",
-    "mango": "芒果",
-    "onion": "洋蔥",
-    "others": "非作物",
-    "papaya": "木瓜",
-    "passionfruit": "百香果",
-    "pear": "梨",
-    "pennisetum": "狼尾草",
-    "redbeans": "紅豆",
-    "roseapple": "蓮霧",
-    "sesbania": "田菁",
-    "soybeans": "毛豆",
-    "sunhemp": "太陽麻",
-    "sweetpotato": "甘藷",
-    "taro": "芋",
-    "tea": "茶",
-    "waterbamboo": "茭白筍",
-}
 MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
 SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
 ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side
@@ -340,106 +297,3 @@ def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return root
-
-
-class Source(NamedTuple):
-    """Where a collection of photos comes from.
-
-    Attributes:
-        url: a ZIP archive of one pinned commit; everything in it lies in one folder.
-        manifest: a table of ``path, label, split, source_path, sha256``: which files are taken, and what they hold.
-    """
-
-    url: str
-    manifest: Path
-
-
-SOURCES = {
-    "grocery36": Source(
-        "https://github.com/marcusklasson/GroceryStoreDataset/archive/fc80ba90f803d79d0383df52c5a4ac5de99ff6fc.zip",
-        DATA / "grocery36.csv",
-    )
-}
-
-
-def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
-    """Download a collection of real photos once, and check every file of it.
-
-    ``"grocery36"`` is 2,652 photos of 36 crops on shop shelves (Klasson, Zhang and Kjellström, WACV 2019; MIT licence).
-
-    Args:
-        name: ``"grocery36"``.
-        root: the folder to make; ``data/<name>`` of the course unless given. Where it exists, nothing is downloaded.
-
-    Returns:
-        The folder: the photos, an ``index.csv`` for `scan`, and the photos' ``LICENSE``.
-
-    Raises:
-        ValueError: if `name` is unknown, or the archive does not hold what the manifest lists (the file is named).
-        OSError: if the archive cannot be downloaded; says where to put it by hand.
-    """
-    if name not in SOURCES:
-        raise ValueError(f"{name!r} is unknown; known are {', '.join(SOURCES)}.")
-    source = SOURCES[name]
-    root = Path(root or DATA / name).expanduser().resolve()
-    archive = root.with_name(f"{root.name}.zip")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
-        if (root / "index.csv").is_file():
-            return root
-        if root.exists():
-            raise FileExistsError(f"{root}: holds something else than {name}. Name a new folder.")
-        brought = archive.exists()  # by hand, where there is no network
-        # Unpacked beside its place and renamed whole, so that an interrupted call is never taken for a finished one.
-        work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
-            if not brought:
-                _download(source.url, archive)
-            _unpack(archive, source.manifest, work)
-            work.chmod(0o755)
-            work.rename(root)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if not brought:
-                archive.unlink(missing_ok=True)
-    return root
-
-
-def _download(url: str, archive: Path) -> None:
-    try:
-        # No hash of the archive: the host may pack a commit anew. Its files are checked one by one.
-        pooch.retrieve(url, known_hash=None, fname=archive.name, path=archive.parent, progressbar=sys.stdout.isatty())
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{url} could not be downloaded ({error}). Try again where there is a network, or fetch it there and put "
-            f"it at {archive}."
-        ) from error
-
-
-def _unpack(archive: Path, manifest: Path, root: Path) -> None:
-    """Write the listed files of an archive, each checked, with an index and the licence."""
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            names = packed.namelist()
-            for name in names:
-                if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
-                    raise ValueError(f"{archive}: entry {name!r} leads out of the folder. Nothing was unpacked.")
-            top = names[0].split("/")[0] if names else ""
-            with manifest.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            for row in progress(rows, "unpack"):
-                data = packed.read(f"{top}/{row['source_path']}")
-                if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                    raise ValueError(
-                        f"{archive}: {row['source_path']} is not the file that {manifest.name} lists (SHA-256 "
-                        "differs). Download it again."
-                    )
-                (root / row["path"]).parent.mkdir(parents=True, exist_ok=True)
-                (root / row["path"]).write_bytes(data)
-            (root / "LICENSE").write_bytes(packed.read(f"{top}/LICENSE"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ValueError(f"{archive}: is no whole ZIP archive ({error}). Download it again.") from error
-    except KeyError as error:
-        raise ValueError(f"{archive}: lacks a file that {manifest.name} lists ({error.args[0]}).") from error
-    columns = ("path", "label", "split")
-    _write_csv(root / "index.csv", columns, ([row[column] for column in columns] for row in rows), "utf-8")

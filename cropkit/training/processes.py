@@ -1,8 +1,6 @@
 """More than one process: what `torchrun` starts, each with a rank, trains one model together.
 
 Every function here does nothing where there is one process, so the callers read the same on a laptop and on eight GPUs.
-A batch is shared out by rank and its gradients are averaged over photos, so any number of ranks takes the same steps,
-but for rounding, and for layers that look at the whole batch (BatchNorm in train mode sees each rank's share).
 """
 
 import os
@@ -14,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -47,16 +46,22 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: ranks()]
 
 
-def average_gradients(model: nn.Module, photos: int) -> None:
-    """Replace each gradient, a mean over this process's photos, by the mean over all processes' photos."""
-    if ranks() == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients] + [gradients[0].new_ones(1)]) * photos
-    dist.all_reduce(flat)
-    flat /= flat[-1].clone()
-    for gradient, mean in zip(gradients, flat.split([*(g.numel() for g in gradients), 1]), strict=False):
-        gradient.copy_(mean.view_as(gradient))
+def together(model: nn.Module) -> nn.Module:
+    """The model in torch's `DistributedDataParallel`: all processes start from the first one's weights and buffers, and
+    each step takes the mean of their gradients."""
+    return DistributedDataParallel(model) if ranks() > 1 else model
+
+
+def share_of_batch(photos: int) -> float:
+    """By what a process's loss is multiplied, so that the mean over processes is the mean over photos."""
+    return 1.0 if ranks() == 1 else ranks() * photos / total(photos)[0]
+
+
+def copy_buffers_from_first(model: nn.Module) -> None:
+    """Give all processes the first one's BatchNorm statistics, which each has from its own photos."""
+    if ranks() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def total(*numbers: float) -> list[float]:
@@ -83,13 +88,13 @@ def gathered(mine: Tensor, count: int) -> Tensor:
     return rows
 
 
-def collected(items: list[T]) -> list[T]:
-    """All processes' items, the first one's first."""
+def collected(items: dict[str, T]) -> dict[str, T]:
+    """All processes' items in one dict."""
     if ranks() == 1:
         return items
-    lists: list[list[T]] = [[] for _ in range(ranks())]
-    dist.all_gather_object(lists, items)
-    return [item for each in lists for item in each]
+    dicts: list[dict[str, T]] = [{} for _ in range(ranks())]
+    dist.all_gather_object(dicts, items)
+    return {key: value for each in dicts for key, value in each.items()}
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -99,13 +104,6 @@ def from_first(make: Callable[[], T]) -> T:
     made: list[Any] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(made, 0, device=_device())
     return made[0]
-
-
-def copy_from_first(model: nn.Module) -> None:
-    """Give all processes the first one's weights and buffers."""
-    if ranks() > 1:
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, 0)
 
 
 def wait_for_all() -> None:

@@ -5,20 +5,26 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
-# Named, since Pillow otherwise also tries EPS, which starts Ghostscript. MPO arrives through "JPEG".
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "AVIF", "JPEG2000")
+# Named, since Pillow otherwise also tries EPS, which starts Ghostscript.
+FORMATS = ("PNG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "AVIF", "JPEG2000")  # and JPEG, with MPO
 MAX_PIXELS = 50_000_000  # decoded in at most 1 GB, whatever the mode
 MAX_BYTES = 400_000_000  # more than `MAX_PIXELS` fill in any mode
 MAX_PARTS = 100_000  # segments and chunks that are walked through, far more than any camera writes
+MAX_JPEG_PIXELS = 250_000_000  # before it is reduced to `MAX_PIXELS`; phones make up to 200 million
+MAX_HEADER = 8_000_000  # bytes before a JPEG's pixels, which Pillow reads slowly
 MAX_SCANS = 100  # passes over a progressive JPEG; encoders make up to 64
+# Its pixels times its scans, but at least 10: decoded in 2 to 3 s and at most 1 GB, since all stay until the last.
+MAX_PASSED = 1_200_000_000
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # What people take for photos, by its first bytes; only for the error.
 OTHERS = {
@@ -37,6 +43,9 @@ OTHERS = {
     "a damaged JPEG": rb"\xff\xd8",
     "a damaged PNG": rb"\x89PNG",
 }
+JPEG, SCAN, END, FILL = b"\xff\xd8", b"\xda", b"\xd9", b"\xff"
+# Of the segments that tell their length. Pillow passes over others; a byte that fills up is slow there, so it counts.
+MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe\xff])")
 PNG, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # Text in a PNG that may say how the photo lies.
 PNG_TEXT, ORIENTED = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
@@ -82,7 +91,15 @@ def open_photo(path: str | PathLike[str], *, min_side: int | None = None) -> Ima
         ``orientation`` (EXIF, 1 to 8) and ``full_size``, the upright (width, height) in pixels before any reduction.
 
     Raises:
-        BadPhoto: if the file is missing, no photo, damaged, or larger than `MAX_PIXELS`.
+        BadPhoto: if the file is missing, no photo, damaged, or larger than `MAX_PIXELS` even if reduced.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> Image.new("RGB", (1600, 1200), "green").save(f"{folder}/leaf.jpg")
+        >>> photo = open_photo(f"{folder}/leaf.jpg", min_side=256)
+        >>> photo.size, photo.info["full_size"]
+        ((400, 300), (1600, 1200))
     """
     return decode_photo(read_photo(path), path, min_side=min_side)
 
@@ -107,26 +124,41 @@ def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None
     if not data:
         raise BadPhoto(path, "is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(_without_metadata(data)), formats=FORMATS) as image:
-            photo_format, mode, (width, height) = image.format, image.mode, image.size
-            if width * height > MAX_PIXELS:
-                raise BadPhoto(path, f"declares {width} x {height} pixels, more than {MAX_PIXELS:,}")
-            if image.format == "TIFF":
-                _check_tiff(image, path)
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))
-            before = _orientation(image)
-            image.load()
-            orientation = _orientation(image)  # now 1 in a TIFF, which Pillow has set upright itself
-            photo = _to_rgb(image)
+        if data.startswith(PNG):
+            _check_png(data)
+        try:
+            return _decode(data, path, min_side)
+        except BadPhoto:
+            raise
+        except Exception:  # Pillow gives up on damaged metadata, too
+            if not data.startswith((PNG, JPEG)):
+                raise
+            with suppress(Exception):
+                return _decode(_without_metadata(data), path, min_side)
+            raise
     except BadPhoto:
         raise
-    except Image.UnidentifiedImageError as error:
+    except (Image.UnidentifiedImageError, SyntaxError) as error:
         raise BadPhoto(path, _what_else(data)) from error
     except Image.DecompressionBombError as error:
         raise BadPhoto(path, f"declares more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything
         raise BadPhoto(path, f"is damaged ({error})") from error
+
+
+def _decode(data: bytes, path: str | PathLike[str], min_side: int | None) -> Image.Image:
+    scans = _scans(data) if data.startswith(JPEG) else 0
+    with _identify(data) as image:
+        photo_format, mode, (width, height) = image.format, image.mode, image.size
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+        _check_size(image, (width, height), scans, path)
+        if image.format == "TIFF":
+            _check_tiff(image, path)
+        before = _orientation(image)
+        image.load()
+        orientation = _orientation(image)  # now 1 in a TIFF, which Pillow has set upright itself
+        photo = _to_rgb(image)
     if orientation in UPRIGHT:
         photo = photo.transpose(UPRIGHT[orientation])
         if orientation >= 5:  # lies on its side
@@ -134,6 +166,28 @@ def decode_photo(data: bytes, path: str | PathLike[str], *, min_side: int | None
     photo.info = {"format": photo_format, "mode": mode, "full_size": (width, height)}
     photo.info["orientation"] = max(before, orientation)
     return photo
+
+
+def _identify(data: bytes) -> ImageFile.ImageFile:
+    """The photo before its pixels are decoded. `Image.open` would warn of large ones or refuse them."""
+    if data.startswith(JPEG):
+        return JpegImageFile(io.BytesIO(data))
+    Image.init()
+    for name in FORMATS:
+        factory, accepts = Image.OPEN.get(name, (None, None))  # a Pillow may lack AVIF
+        if factory and accepts and accepts(data[:16]) is True:
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(io.BytesIO(data), "")
+    raise Image.UnidentifiedImageError
+
+
+def _check_size(image: ImageFile.ImageFile, full: tuple[int, int], scans: int, path: str | PathLike[str]) -> None:
+    """Refuse what takes too long or too much memory, before its pixels are decoded."""
+    pixels, what = full[0] * full[1], f"declares {full[0]} x {full[1]} pixels"
+    if image.width * image.height > MAX_PIXELS or pixels > MAX_JPEG_PIXELS:
+        raise BadPhoto(path, f"{what}, more than {MAX_PIXELS:,}")
+    if scans > MAX_SCANS or (scans and max(scans, 10) * pixels > MAX_PASSED):
+        raise BadPhoto(path, f"{what} in {scans} scans, more than {MAX_SCANS} scans or too large for so many")
 
 
 def _what_else(data: bytes) -> str:
@@ -147,54 +201,116 @@ def _what_else(data: bytes) -> str:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """A PNG or JPEG without the parts that only describe it, since Pillow gives up on a damaged one.
+    """A PNG or JPEG without the parts that only describe it.
 
-    What the pixels need stays, and so do EXIF and XMP, for the orientation. Other files stay as they are.
+    What the pixels need stays, and so do EXIF and XMP, for the orientation.
     """
-    if data.startswith(PNG):
-        return _pixels_of_png(data)
-    return _pixels_of_jpeg(data) if data.startswith(b"\xff\xd8") else data
-
-
-def _pixels_of_png(data: bytes) -> bytes:
-    kept, place = [PNG], len(PNG)
-    for _ in range(MAX_PARTS):
-        if place + 12 > len(data):
+    parts, stays = (_chunks, _chunk_stays) if data.startswith(PNG) else (_segments, _segment_stays)
+    kept, place = [], 0
+    for kind, begin, end in parts(data):
+        if kind == SCAN:
             break
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        chunk = data[place : place + 12 + length]
-        sound = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
-        lies = kind == b"eXIf" or (kind in PNG_TEXT and chunk[8:].startswith(ORIENTED))
-        if kind in PNG_PIXELS or (lies and sound):
-            kept.append(chunk)
-        place += len(chunk)
-    else:
-        raise ValueError(f"more than {MAX_PARTS:,} chunks")
+        if not stays(kind, data[begin:end]):
+            kept.append(data[place:begin])
+            place = end
     return b"".join([*kept, data[place:]])
 
 
-def _pixels_of_jpeg(data: bytes) -> bytes:
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise ValueError(f"more than {MAX_SCANS} scans")
-    kept, place = [data[:2]], 2
+def _chunk_stays(kind: bytes, chunk: bytes) -> bool:
+    sound = zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
+    lies = kind == b"eXIf" or (kind in PNG_TEXT and chunk[8:].startswith(ORIENTED))
+    return kind in PNG_PIXELS or (lies and sound)
+
+
+def _segment_stays(kind: bytes, segment: bytes) -> bool:
+    describes = b"\xe0" <= kind <= b"\xef" or kind == b"\xfe"
+    lies = kind == b"\xe1" and segment[4:].startswith((b"Exif\0\0", XMP))
+    colours = (kind == b"\xee" and segment[4:9] == b"Adobe" and len(segment) >= 16) or (
+        kind == b"\xe0" and segment[4:8] == b"JFIF" and len(segment) >= 18
+    )
+    return not describes or lies or colours
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of each chunk of a PNG."""
+    place = len(PNG)
     for _ in range(MAX_PARTS):
-        if place + 4 > len(data):
+        if place + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, place)
+        yield kind, place, place + 12 + length
+        if kind == b"IEND":
+            return
+        place += 12 + length
+    raise ValueError(f"more than {MAX_PARTS:,} chunks")
+
+
+def _segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, begin and end of each segment of a JPEG, as Pillow finds them."""
+    place = len(JPEG)
+    for _ in range(MAX_PARTS):
+        found = MARKER.search(data, place)
+        if not found:
+            return
+        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
+        place = found.start() + 1 if found[1] in (END, FILL) else found.end() + length
+        yield found[1], found.start(), place
+    raise ValueError(f"more than {MAX_PARTS:,} segments")
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG keeps in memory until the last one; 0 if it has a single one.
+
+    Raises ValueError if there is too much before them. What follows the JPEG's end, as a phone's video, does not count.
+    """
+    scans, header, components = 0, len(data), b""
+    for kind, begin, _ in _segments(data):
+        if kind in (b"\xc0", b"\xc1"):  # a frame that is not progressive
+            components = data[begin + 9 : begin + 10]
+        if kind == SCAN:
+            header = min(header, begin)
+            if data[begin + 4 : begin + 5] == components:  # all in this scan
+                break
+            scans += 1
+        if kind == END:
             break
-        mark, kind, length = struct.unpack(">BBH", data[place : place + 4])
-        if mark != 0xFF or kind in (0xDA, 0xFF) or length < 2:  # the scan begins, or this is no plain segment
-            break
-        segment = data[place : place + 2 + length]
-        describes = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        lies = kind == 0xE1 and segment[4:].startswith((b"Exif\0\0", XMP))
-        colours = (kind == 0xEE and segment[4:9] == b"Adobe" and length >= 14) or (
-            kind == 0xE0 and segment[4:8] == b"JFIF" and length >= 16
-        )
-        if not describes or lies or colours:
-            kept.append(segment)
-        place += len(segment)
-    else:
-        raise ValueError(f"more than {MAX_PARTS:,} segments")
-    return b"".join([*kept, data[place:]])
+    if header > MAX_HEADER:
+        raise ValueError(f"more than {MAX_HEADER:,} bytes before its pixels")
+    return scans
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse a PNG that a strict decoder refuses; Pillow shows what is left of it."""
+    if data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33:
+        raise Image.UnidentifiedImageError
+    width, height, _, colours, compression, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    if width * height > MAX_PIXELS:  # `_check_size` says so
+        return
+    if compression or interlace > 1:  # Pillow looks at the filter method
+        raise ValueError("unknown compression or interlace method")
+    view, pixels, missing = memoryview(data), [], {b"IEND"} | ({b"PLTE"} if colours == 3 else set())
+    for kind, begin, end in _chunks(data):
+        critical = not kind[0] & 32
+        if critical and zlib.crc32(view[begin + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
+            raise ValueError(f"chunk {kind.decode('latin1')} is cut off or has a wrong sum")
+        if kind == b"IDAT":
+            pixels.append(view[begin + 8 : end - 4])
+        missing.discard(kind)
+    if missing:
+        raise ValueError(f"chunk {missing.pop().decode()} is missing")
+    _inflate(pixels, 8 * width * height + 2 * height + 64)  # 8 bytes a pixel, and one to begin each line
+
+
+def _inflate(chunks: list[memoryview], most: int) -> None:
+    """Raise an error unless the chunks hold one whole zlib stream of at most so many bytes."""
+    stream, size = zlib.decompressobj(), 0
+    for piece in (chunk[place : place + 2**14] for chunk in chunks for place in range(0, len(chunk), 2**14)):
+        size += len(stream.decompress(piece))  # at most 17 MB
+        if size > most:
+            raise ValueError("more data than its pixels need")
+        if stream.eof:
+            return
+    raise ValueError("the data of its pixels are cut off")
 
 
 def _check_tiff(image: Image.Image, path: str | PathLike[str]) -> None:

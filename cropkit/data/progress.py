@@ -14,5 +14,6 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> "tqdm[T]":
     """Iterate over `items` behind a progress bar that disappears at the end; a log file gets none."""
-    seen = sys.stdout.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    seen = sys.stdout.isatty() or (ipython is not None and ipython.get_ipython() is not None)
     return tqdm(items, description, total=total, leave=False, file=sys.stdout, mininterval=0.5, disable=not seen)

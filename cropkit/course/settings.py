@@ -2,30 +2,31 @@
 
 Three environment variables decide, and they are read here and nowhere else:
 
-- ``CROPKIT_DATA``: a folder of one's own photos instead of the drawn sample;
+- ``CROPKIT_DATA``: a folder of one's own photos instead of the drawn sample, or ``grocery36``, which is fetched once;
 - ``CROPKIT_ARCH``: the model, ``efficientnet_lite0`` unless set;
 - ``CROPKIT_FAST=1``: everything tiny, to see in a minute whether a notebook runs.
+
+(``CROPKIT_PRECISION`` is read by `resolve_precision`.)
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 import pandas as pd
+import platformdirs
 
-from cropkit import samples
-from cropkit.catalog import prepare
-from cropkit.checkpoints import save_whole
-from cropkit.memory import keep_freed_memory
+from cropkit.course.fetch import SOURCES, checkout, data_home, fetch
+from cropkit.course.sample import make_sample
+from cropkit.data.splitting import prepare
+from cropkit.training.memory import keep_freed_memory
 
-FOLDER = Path(__file__).resolve().parents[1]
 DATA = os.environ.get("CROPKIT_DATA", "")
 ARCH = os.environ.get("CROPKIT_ARCH", "") or "efficientnet_lite0"
 FAST = os.environ.get("CROPKIT_FAST", "") == "1"
+FOLDER = checkout() or platformdirs.user_cache_path("cropkit")
 OUT = FOLDER / "build" / "results"
 CACHE = FOLDER / "build" / "cache"
-keep_freed_memory()  # the notebooks' own loops gain from it too
 FAST_PHOTOS = {"train": 3, "val": 1, "test": 1}  # of each class
 
 
@@ -34,12 +35,15 @@ def data_folder() -> Path:
 
     Raises:
         FileNotFoundError: if ``CROPKIT_DATA`` names no folder.
+        OSError: if grocery36 is asked for and cannot be downloaded.
     """
     if not DATA:
         name, photos_per_class = ("sample-fast", 5) if FAST else ("sample", 40)
-        return samples.make_sample(samples.DATA / name, photos_per_class=photos_per_class)
+        return make_sample(data_home() / name, photos_per_class=photos_per_class)
     # A notebook runs in its own folder; a relative path was meant from the course's.
     folder = FOLDER / Path(DATA).expanduser()
+    if DATA in SOURCES and not folder.is_dir():
+        return fetch(DATA)
     if not folder.is_dir():
         raise FileNotFoundError(f"CROPKIT_DATA={DATA}: no such folder. Name the folder that holds one folder a class.")
     return folder
@@ -48,10 +52,13 @@ def data_folder() -> Path:
 def load_catalog() -> pd.DataFrame:
     """The course's photos as `prepare` leaves them; in fast mode a few of them.
 
+    The process keeps freed memory from now on (`keep_freed_memory`), since the notebooks' own loops gain from it too.
+
     Raises:
         FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
     """
-    catalog = prepare(data_folder())
+    keep_freed_memory()
+    catalog, _ = prepare(data_folder())
     if FAST:
         number = catalog.groupby(["label", "split"]).cumcount()
         keep = number < catalog["split"].map(FAST_PHOTOS)
@@ -77,45 +84,3 @@ def runs_folder(notebook: str, catalog: pd.DataFrame) -> Path:
     photos = catalog.sort_values("path")[["path", "sha256", "label", "split"]]
     what = ARCH + photos.to_csv(index=False)
     return OUT / notebook / hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-
-# What else stands on the course's closing page: a piece of HTML, and its title.
-PAGES = {"comparison": "Methods compared (06)", "matrix": "What was mixed up (07)"}
-
-
-def keep_page(name: str, html: str) -> None:
-    """Leave a piece of HTML, one of `PAGES`, for the course's closing page."""
-    if name not in PAGES:
-        raise ValueError(f"{name!r} is no piece of the closing page; known are {', '.join(PAGES)}.")
-    OUT.mkdir(parents=True, exist_ok=True)
-    save_whole(OUT / f"{name}.html", html)
-
-
-# The rows of the course's closing table: the notebook and the method that it records.
-ROWS = (
-    ("04_feature_extraction", "feature extraction"),
-    ("05_fine_tuning", "fine-tuning, diary"),
-    ("05_fine_tuning", "fine-tuning, head first"),
-)
-
-
-def row_file(notebook: str, method: str) -> Path:
-    """Where a row of the closing table lies."""
-    return OUT / f"{notebook}-{method.replace(', ', '-').replace(' ', '_')}.json"
-
-
-def record(notebook: str, method: str, trainable: int, test_accuracy: float, seconds: float) -> None:
-    """Write one row of the course's closing table.
-
-    Args:
-        notebook: the notebook's name without ``.ipynb``.
-        method: the row's method; together they are one of `ROWS`.
-        trainable: number of weights that learned.
-        test_accuracy: share of the test photos that were classified right.
-        seconds: what training took.
-    """
-    if (notebook, method) not in ROWS:
-        raise ValueError(f"{notebook!r} with {method!r} is no row of the closing table; known are {ROWS}.")
-    row = {"model": ARCH, "method": method, "trainable": trainable, "test_accuracy": test_accuracy, "seconds": seconds}
-    OUT.mkdir(parents=True, exist_ok=True)
-    save_whole(row_file(notebook, method), json.dumps(row))

@@ -1,7 +1,7 @@
-"""Every figure of the course; each function draws into an `Axes` and returns it.
+"""Every figure of the course; each function draws into `ax`, or into a new figure where it is None, and returns it.
 
-Names of classes may be Chinese, Japanese or Korean. They are drawn in a font of the system that has them. Where there
-is none, a crop of the competition gets its English name, and any other class its number.
+Names of classes may be Chinese, Japanese or Korean. They are drawn in a font of the system that has them. Without such
+a font, a crop of the competition gets its English name, and any other class its number.
 """
 
 import os
@@ -14,21 +14,19 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from cropkit import interpret
-from cropkit.catalog import SPLITS
-from cropkit.datasets import transforms_for
-from cropkit.experiments import Run
-from cropkit.photos import contain, open_photo
-from cropkit.samples import CHINESE
+from cropkit.data.catalog import SPLITS
+from cropkit.data.crops import CHINESE
+from cropkit.data.datasets import transforms_for
+from cropkit.data.photos import contain, open_photo
+from cropkit.evaluation import metrics, saliency
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, distinct to colour-blind readers.
 TRAIN, VAL, TEST = "#0072B2", "#E69F00", "#009E73"
 COLOURS = (TRAIN, VAL, TEST, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 CJK = ("CJK", "JhengHei", "PingFang", "Heiti", "SourceHan", "NotoSansTC", "msjh", "wqy", "Fallback", "Arial Unicode")
@@ -37,7 +35,7 @@ CJK = ("CJK", "JhengHei", "PingFang", "Heiti", "SourceHan", "NotoSansTC", "msjh"
 @lru_cache(maxsize=1)
 def _cjk_font() -> str | None:
     """The file of a font that has Chinese, Japanese and Korean letters; None if the system has none."""
-    known = [path for path in font_manager.findSystemFonts() if any(part in Path(path).name for part in CJK)]
+    known = [path for path in font_manager.findSystemFonts() if any(word in Path(path).name for word in CJK)]
     for path in sorted(known, key=lambda path: ("Regular" not in path, path)):
         if all(map(font_manager.get_font(path).get_char_index, map(ord, "A竹"))):
             font_manager.fontManager.addfont(path)
@@ -46,7 +44,7 @@ def _cjk_font() -> str | None:
 
 
 def _legible(names: Sequence[object]) -> tuple[list[str], list[str]]:
-    """Names as they can be drawn, and the families of fonts for it."""
+    """Names as they can be drawn, and the font families to draw them in."""
     families, texts = list(plt.rcParams["font.family"]), [str(name) for name in names]
     default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=families)))
     fonts = [default]
@@ -59,26 +57,41 @@ def _legible(names: Sequence[object]) -> tuple[list[str], list[str]]:
 
     english = {chinese: name for name, chinese in CHINESE.items()}
     texts = [text if drawable(text) else english.get(text, f"class {k}") for k, text in enumerate(texts)]
-    return [text.replace("$", r"\$") for text in texts], families  # or what stands between two would be a formula
+    return [text.replace("$", r"\$") for text in texts], families  # text between two dollars would be a formula
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """The given `ax`, or that of a new figure of this size in inches; without lines at the top and the right."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 def class_counts(catalog: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Photos of each class as bars, stacked by split where the catalog has one."""
+    """Photos of each class as bars, stacked by split.
+
+    Args:
+        catalog: needs the columns ``label`` and ``split``.
+
+    Example:
+        >>> ax = class_counts(pd.DataFrame({"label": list("aab"), "split": ["train", "test", "train"]}))
+        >>> [label.get_text() for label in ax.get_xticklabels()]
+        ['a', 'b']
+    """
     counts = catalog.groupby(["label", "split"]).size().unstack(fill_value=0)
-    known = [part for part in SPLITS if part in counts]
-    counts = counts[known + [part for part in counts if part not in known]]
-    if ax is None:
-        _, ax = plt.subplots(figsize=(max(6.0, 0.3 * len(counts)), 3.2), layout="constrained")
+    known = [split for split in SPLITS if split in counts]
+    counts = counts[known + [split for split in counts if split not in known]]
+    ax = _axes(ax, max(6.0, 0.3 * len(counts)), 3.2)
     colours = {"train": TRAIN, "val": VAL, "test": TEST}
     counts.plot.bar(
-        stacked=True, legend=False, width=0.8, color=[colours.get(str(part), "#888888") for part in counts], ax=ax
+        stacked=True, legend=False, width=0.8, color=[colours.get(str(split), "#888888") for split in counts], ax=ax
     )
     ax.set(xlabel="", ylabel="photos")
     if known:
         ax.legend(title="", ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     names, families = _legible(counts.index)
     ax.set_xticks(range(len(names)), labels=names, rotation=90, family=families)
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
@@ -91,14 +104,25 @@ def contact_sheet(
     side: int = 150,
     ax: Axes | None = None,
 ) -> Axes:
-    """Photos side by side, each with a caption below it.
+    """Photos in rows, each with a caption below it.
 
     Args:
         root: the folder that `paths` are relative to.
         paths: the photos.
-        captions: a line for each.
+        captions: one line for each.
         columns: photos a row.
         side: of each photo's square, in pixels.
+
+    Raises:
+        ValueError: if there are no photos, or not as many captions.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 48), "green").save(f"{folder}/1.jpg")
+        ...     ax = contact_sheet(folder, ["1.jpg"], ["pear"], side=150)
+        >>> ax.images[0].get_array().shape
+        (166, 150, 3)
     """
     if not len(paths):
         raise ValueError("there are no photos to show.")
@@ -118,32 +142,48 @@ def contact_sheet(
         photo = contain(open_photo(Path(root) / path, min_side=side), side - 4)
         sheet.paste(photo, (x + (side - photo.width) // 2, y + (side - photo.height) // 2))
         draw.text((x + side / 2, y + side + letters / 2), caption, fill="black", anchor="mm", font=font)
-    if ax is None:
-        width = 1.35 * columns
-        _, ax = plt.subplots(figsize=(width, width * sheet.height / sheet.width), layout="constrained")
+    width = 1.35 * columns
+    ax = _axes(ax, width, width * sheet.height / sheet.width)
     ax.imshow(np.asarray(sheet))
     ax.set_axis_off()
     return ax
 
 
 def learning_curves(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Training and validation accuracy over the epochs."""
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    """Training and validation accuracy by epoch.
+
+    Args:
+        history: from `fit`; needs the columns ``epoch``, ``train_accuracy`` and ``val_accuracy``.
+
+    Example:
+        >>> ax = learning_curves(pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.4, 0.7], "val_accuracy": 0.5}))
+        >>> [line.get_label() for line in ax.lines]
+        ['training', 'validation']
+    """
+    ax = _axes(ax, 6, 3.2)
     ax.plot(history["epoch"], history["train_accuracy"], marker="o", ms=4, color=TRAIN, label="training")
     ax.plot(history["epoch"], history["val_accuracy"], marker="s", ms=4, color=VAL, label="validation")
     ax.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def heatmap(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """A confusion matrix as colours, its numbers in the cells that are not 0; shares are shown as percentages."""
-    if ax is None:
-        side = max(4.0, 0.27 * len(matrix) + 1.6)
-        _, ax = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
+    """A confusion matrix as colours, with a number in each cell that is not 0.
+
+    Args:
+        matrix: from `metrics.confusion_matrix`; counts are shown as they are, shares as percentages.
+
+    Example:
+        >>> ax = heatmap(pd.DataFrame([[2, 1], [0, 3]], index=["pear", "plum"], columns=["pear", "plum"]))
+        >>> [text.get_text() for text in ax.texts]
+        ['2', '1', '', '3']
+    """
+    import seaborn as sns
+
+    side = max(4.0, 0.27 * len(matrix) + 1.6)
+    ax = _axes(ax, side + 0.6, side)
     counted = all(kind.kind == "i" for kind in matrix.dtypes)
     shown = matrix.map(lambda n: (str(n) if counted else f"{100 * n:.0f}") if n else "")
     sns.heatmap(
@@ -159,14 +199,18 @@ def heatmap(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def per_class(report: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Precision, recall and F1 of each class, the weakest on top.
+    """Precision, recall and F1 of each class, the lowest F1 at the top.
 
     Args:
-        report: from `interpret.classification_report`.
+        report: from `metrics.classification_report`.
+
+    Example:
+        >>> report = pd.DataFrame({"precision": [1, 0.5], "recall": [0.2, 1], "f1": [0.33, 0.67]}, ["pear", "plum"])
+        >>> [label.get_text() for label in per_class(report).get_yticklabels()]
+        ['plum', 'pear']
     """
     report = report.sort_values("f1", ascending=False, kind="stable")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6, 1.2 + 0.2 * len(report)), layout="constrained")
+    ax = _axes(ax, 6, 1.2 + 0.2 * len(report))
     places = range(len(report))
     ax.barh(places, report["f1"], color="#d9d9d9", label="F1")
     ax.plot(report["precision"], places, "o", ms=4, color=TRAIN, label="precision")
@@ -175,87 +219,116 @@ def per_class(report: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, labels=names, family=families, fontsize=8)
     ax.set(xlim=(0, 1.02), ylim=(-0.7, len(report) - 0.3))
     ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def reliability(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Accuracy over confidence; a bar below the diagonal is a model too sure of itself.
+    """Accuracy by confidence; where a bar ends below the diagonal, the model is overconfident.
 
     Args:
-        table: from `interpret.reliability`.
+        table: from `metrics.reliability`.
+
+    Example:
+        >>> table = {"above": [0, 0.5], "up_to": [0.5, 1], "photos": [0, 40], "accuracy": [np.nan, 0.7]}
+        >>> [text.get_text() for text in reliability(pd.DataFrame(table)).texts]
+        ['40']
     """
-    if ax is None:
-        _, ax = plt.subplots(figsize=(4, 4), layout="constrained")
+    ax = _axes(ax, 4, 4)
     width = table["up_to"] - table["above"]
     ax.bar(table["above"], table["accuracy"], width, align="edge", color=TRAIN, edgecolor="white", label="accuracy")
-    ax.plot([0, 1], [0, 1], "--", color="#555555", label="as sure as right")
+    ax.plot([0, 1], [0, 1], "--", color="#555555", label="perfectly calibrated")
     for row in table[table["photos"] > 0].itertuples():
         ax.text((row.above + row.up_to) / 2, row.accuracy + 0.01, str(row.photos), ha="center", fontsize=7)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.06))
     ax.legend(frameon=False, loc="upper left")
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def comparison(runs: Sequence[Run], *, ax: Axes | None = None) -> Axes:
-    """Validation accuracy of runs over the epochs; right of it what each reached in the test, with its 95 % interval.
+def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
+    """Validation accuracy of runs by epoch; at the right each run's test accuracy with its 95 % interval.
 
     Args:
-        runs: from `experiments.read_runs` or `run_grid`. Those that differ in their seed only share a colour. A run
-            of feature extraction by the logistic head has no epochs, and so no line.
+        runs: from `experiments.read_runs` or `run_grid`, or others with ``config`` (a dataclass), ``history`` and
+            ``predictions``. Runs that differ in their seed only share a colour. A run without epochs, such as feature
+            extraction by the logistic head, has no line.
+
+    Raises:
+        ValueError: if there are no runs.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> config = make_dataclass("Config", ["method", "seed"])("fine_tuning", 0)
+        >>> history = pd.DataFrame({"epoch": [1, 2], "val_accuracy": [0.5, 0.7]})
+        >>> test = pd.DataFrame({"split": "test", "target": list("aabb"), "predicted": list("aaab")})
+        >>> Run = make_dataclass("Run", ["config", "history", "predictions"])
+        >>> [text.get_text() for text in comparison([Run(config, history, test)]).get_legend().get_texts()]
+        ['fine_tuning']
     """
     if not runs:
         raise ValueError("there are no runs to compare.")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    ax = _axes(ax, 8, 4.2)
     last = max((len(run.history) for run in runs if "epoch" in run.history), default=1)
     step = last * min(0.06, 0.6 / len(runs))
     looks: dict[str, dict[str, Any]] = {}
-    for place, run in enumerate(runs):
-        kind = _kind(run, runs)
-        label = "" if kind in looks else kind
+    for place, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):
+        new = label not in looks
         turn, colour = divmod(len(looks), len(COLOURS))
-        look = looks.setdefault(kind, {"color": COLOURS[colour], "ls": ("-", "--", ":")[turn % 3]})
+        look = looks.setdefault(label, {"color": COLOURS[colour], "ls": ("-", "--", ":")[turn % 3]})
         if "epoch" in run.history:
             ax.plot(run.history["epoch"], run.history["val_accuracy"], marker=".", **look)
         test = run.predictions[run.predictions["split"] == "test"][["target", "predicted"]]
         if len(test):
-            score, (low, high) = interpret.accuracy(test), interpret.bootstrap_interval(test)
+            score, (low, high) = metrics.accuracy(test), metrics.bootstrap_interval(test)
             error = [[score - low], [high - score]]
             ax.errorbar(last + step * (place + 2), score, error, marker="s", ms=4, capsize=2, **look)
-        ax.plot([], [], lw=3, label=label, **look)
+        ax.plot([], [], lw=3, label=label if new else "", **look)
     ax.axvline(last + step, color="#bbbbbb", lw=1)
     ax.text(last + 1.3 * step, 1.01, "test", fontsize=9, va="top")
     ax.set(xlabel="epoch", ylabel="accuracy (lines: val)", ylim=(0, 1.02))
     ax.set_xticks(range(1, last + 1, -(-last // 12)))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def _kind(run: Run, runs: Sequence[Run]) -> str:
-    """What tells a run from the others, its seed apart."""
-    every = [asdict(one.config) for one in runs]
-    named = ["method"] + [
-        f for f in every[0] if f not in ("method", "seed") and len({str(one[f]) for one in every}) > 1
-    ]
-    values = {name: getattr(run.config, name) for name in named}
+def _labels(runs: Sequence[Any]) -> list[str]:
+    """For each run its method, and those settings but the seed in which the runs differ."""
+    configs = [asdict(run.config) for run in runs]
+    differ = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
+    named = ["method"] + [name for name in differ if name not in ("method", "seed")]
     plain = ("method", "arch", "weights", "recipe")
-    return ", ".join(f"{v}" if k in plain else f"{k}={v}" for k, v in values.items() if v is not None)
+
+    def label(config: dict[str, Any]) -> str:
+        values = {name: config[name] for name in named if config[name] is not None}
+        return ", ".join(f"{value}" if name in plain else f"{name}={value}" for name, value in values.items())
+
+    return [label(config) for config in configs]
 
 
 def grad_cam(
     model: nn.Module, photo: Image.Image | str | os.PathLike[str], *, target: int | None = None, ax: Axes | None = None
 ) -> Axes:
-    """What the model sees of a photo, and over it where it sees the class; the arguments of `interpret.grad_cam`."""
+    """What the model gets of a photo, and over it which places contribute to a class.
+
+    Args:
+        model: a convolutional classifier.
+        photo: upright RGB, or the path of a photo.
+        target: index of the class, which becomes the title; None for the predicted class, without a title.
+
+    Raises:
+        ValueError: as `grad_cam.grad_cam`, which computes the map.
+
+    Example:
+        >>> from cropkit import create_model
+        >>> model = create_model("resnet18", num_classes=2, weights=None)
+        >>> [image.get_array().shape for image in grad_cam(model, Image.new("RGB", (320, 240), "green")).images]
+        [(224, 224, 3), (224, 224)]
+    """
     photo = photo.convert("RGB") if isinstance(photo, Image.Image) else open_photo(photo)
-    heat = interpret.grad_cam(model, photo, target=target)
+    heat = saliency.grad_cam(model, photo, target=target)
     expected: Any = model.preprocessing
     mean, std = (np.array(expected[name])[:, None, None] for name in ("mean", "std"))
     seen = transforms_for(model)(photo).numpy() * std + mean
-    if ax is None:
-        _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+    ax = _axes(ax, 3, 3)
     ax.imshow(seen.transpose(1, 2, 0).clip(0, 1))
     ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
     if target is not None and hasattr(model, "class_names"):

@@ -1,7 +1,7 @@
-"""The confusion matrix one can click: each cell opens, and there are its photos.
+"""A confusion matrix to click: each cell opens and shows its photos.
 
-The page is one table with inline styles and one ``<details>`` a cell, for JupyterLab takes scripts, style sheets and
-ids out of a notebook that is not trusted. So it works offline, there, and in an exported page.
+The page is one table with inline styles and one ``<details>`` a cell, since JupyterLab removes scripts, style sheets
+and ids from a notebook that is not trusted. So it works offline, there, and in an exported page.
 """
 
 import base64
@@ -19,26 +19,22 @@ from uuid import uuid4
 
 import pandas as pd
 
-from cropkit.datasets import photo_threads
-from cropkit.interpret import classes_of, confusion_matrix, similarity_order
-from cropkit.photos import BadPhoto, contain, open_photo
+from cropkit.data.datasets import photo_threads
+from cropkit.data.photos import BadPhoto, contain, open_photo
+from cropkit.evaluation.metrics import classes_of, confusion_matrix, similarity_order
 
-# Pixels. A panel of photos hangs below its row, or above it where it would leave the page, so heights must be known.
+# Pixels. A panel of photos opens below its row, or above it where there is no room below, so heights must be known.
 THUMBNAIL, ROW = 96, 24
-LETTER, STACKED = 7, 12  # of a column's name: turned, and one below the other
+LETTER, STACKED = 7, 12  # a letter of a column's name: turned, or below another letter
 PITCH = ROW + 1  # a row and its line
-LONGEST = 20  # letters of a column's name that are shown
+LONGEST = 20  # letters of a column's name, at most
 PHOTO_WIDTH, PHOTO_HEIGHT, PHOTOS_A_ROW, HEADING = 128, THUMBNAIL + 44, 6, 44
-RIGHT, WRONG = "0,114,178", "230,159,0"  # Okabe and Ito's blue and orange, which colour-blind readers tell apart
+CORRECT, WRONG = "0,114,178", "230,159,0"  # Okabe and Ito's blue and orange, distinct to colour-blind readers
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """A page of HTML that Jupyter shows.
-
-    Attributes:
-        html: needs nothing beside itself.
-    """
+    """A page of HTML that Jupyter shows and that needs no other file."""
 
     html: str
 
@@ -59,24 +55,36 @@ def explore(
 
     Args:
         predictions: from `predict` or of a `Run`.
-        classes: only photos of these classes, or taken for one of them; None for all.
-        order: ``"similarity"`` puts classes that the model finds alike side by side, ``"name"`` keeps its order.
-        per_cell: photos shown of a cell, at most; the number of all of them is said.
-        live: with controls (ipywidgets): classes, part of a path, counts or shares, least confidence.
-        root: the folder that the paths are relative to; None for the one that the table remembers.
+        classes: only photos of these classes, or predicted as one of them; None for all.
+        order: ``"similarity"`` makes similar classes neighbours (see `similarity_order`), ``"name"`` keeps the
+            model's order.
+        per_cell: photos shown of a cell, at most; the count is always of all.
+        live: with controls (ipywidgets): classes, text that a path contains, counts or shares, least confidence.
+        root: the folder that the paths are relative to; None for the one in the column ``root``.
 
     Returns:
         An `Explorer`, or with `live` a widget; Jupyter shows either as the last value of a cell.
 
     Raises:
-        ValueError: if there is nothing to show, a class or the order is unknown, or nobody knows where the photos are.
-        ImportError: if `live` lacks ipywidgets.
+        ValueError: if there is nothing to show, a class or the order is unknown, or a photo has no folder.
+        ImportError: if `live` is True and ipywidgets is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 48), "green").save(f"{folder}/1.jpg")
+        ...     predictions = pd.DataFrame({"root": folder, "path": ["1.jpg"], "target": "pear", "predicted": "plum"})
+        ...     page = explore(predictions.assign(probability=0.9, loss=2.3, p_pear=0.1, p_plum=0.9))
+        >>> page.html.count("<img"), "1 photo of pear predicted as plum" in page.html
+        (1, True)
     """
     if predictions.empty:
         raise ValueError("there are no predictions to show.")
-    root = root or predictions.attrs.get("root")
-    if root is None:
-        raise ValueError("the predictions do not say where their photos are. Give root=<folder that holds them>.")
+    if root is not None:
+        predictions = predictions.assign(root=os.fspath(root))
+    if "root" not in predictions or predictions["root"].isna().any():
+        raise ValueError("the predictions need a column root, the folder of each photo. Add it, or give root=<folder>.")
     if per_cell < 1:
         raise ValueError(f"per_cell is {per_cell}, but must be at least 1.")
     if order not in ("similarity", "name"):
@@ -97,7 +105,7 @@ def explore(
         if chosen:
             some = some[some["target"].isin(chosen) | some["predicted"].isin(chosen)]
             rows = [name for name in names if name in {*chosen, *some["target"], *some["predicted"]}]
-        return _page(some, rows, counts, shares, Path(root).expanduser(), per_cell, thumbnail)
+        return _page(some, rows, counts, shares, per_cell, thumbnail)
 
     if not live:
         return Explorer(page(predictions, chosen))
@@ -133,7 +141,6 @@ def _page(
     names: list[str],
     counts: pd.DataFrame,
     shares: pd.DataFrame,
-    root: Path,
     per_cell: int,
     thumbnail: Callable[[Path], str],
 ) -> str:
@@ -142,9 +149,9 @@ def _page(
     photos_of = counts.sum(axis=1)
     cells = {pair: photos.head(per_cell) for pair, photos in worst.groupby(["target", "predicted"], sort=False)}
     with photo_threads() as threads:
-        paths = [path for photos in cells.values() for path in photos["path"]]
-        pictures = dict(zip(paths, threads.map(lambda path: thumbnail(root / path), paths), strict=True))
-    # Where the rows begin, below the sentence and the columns' names: at least here, and at most there.
+        files = [Path(row.root, row.path) for photos in cells.values() for row in photos.itertuples()]
+        pictures = dict(zip(files, threads.map(thumbnail, files), strict=True))
+    # Where the rows begin, below the sentence and the columns' names: between `top` and `low`.
     longest = min(max(map(len, names), default=0), LONGEST)
     top, low = 50 + LETTER * longest, 50 + STACKED * longest
     group, height = uuid4().hex, low + PITCH * len(names)
@@ -162,20 +169,20 @@ def _page(
             height = height if up else max(height, below)
             number = str(count) if shares is counts else f"{100 * shares.at[true, predicted]:.0f}"
             colour = (
-                f"rgba({RIGHT if true == predicted else WRONG},{0.14 + 0.5 * (count / photos_of[true]) ** 0.5:.2f})"
+                f"rgba({CORRECT if true == predicted else WRONG},{0.14 + 0.5 * (count / photos_of[true]) ** 0.5:.2f})"
             )
-            said = f"{count} {'photo' if count == 1 else 'photos'} of {_text(true)} taken for {_text(predicted)}"
-            panel = _panel(said, photos, count, pictures, tall, -tall - ROW if up else 0)
-            summary = f'<summary style="{_SUMMARY}" title="{said}" aria-label="{said}">{number}</summary>'
+            title = f"{count} {'photo' if count == 1 else 'photos'} of {_text(true)} predicted as {_text(predicted)}"
+            panel = _panel(title, photos, count, pictures, tall, -tall - ROW if up else 0)
+            summary = f'<summary style="{_SUMMARY}" title="{title}" aria-label="{title}">{number}</summary>'
             details = f'<details name="{group}">{summary}{panel}</details>'
             line.append(f'<td style="{_CELL};background-color:{colour}">{details}</td>')
         lines.append(f'<tr style="background-color:transparent">{"".join(line)}</tr>')
     heads = "".join(
         f'<th scope="col" style="{_HEAD}"><div style="{_TURNED}">{_text(name)}</div></th>' for name in names
     )
-    right = (predictions["target"] == predictions["predicted"]).sum()
+    correct = (predictions["target"] == predictions["predicted"]).sum()
     sentence = (
-        f"{len(predictions):,} photos, {right:,} right. Rows: true class. Columns: predicted class. "
+        f"{len(predictions):,} photos, {correct:,} correct. Rows: true class. Columns: predicted class. "
         "Open a cell to see its photos, the largest loss first."
     )
     return (
@@ -190,7 +197,7 @@ _TABLE = "border-collapse:collapse;table-layout:auto;font-size:11px;margin:0;wid
 _FIT = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 _NAME = f"height:{ROW}px;max-width:160px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;border:none;{_FIT}"
 _HEAD = "padding:0px;border:none;vertical-align:bottom;text-align:center;font-weight:400"
-# Letters below each other where writing-mode is taken away.
+# Letters below each other where writing-mode is removed.
 _TURNED = (
     "writing-mode:vertical-rl;margin:0px auto;width:12px;line-height:12px;word-break:break-all;padding-bottom:4px;"
     f"max-height:{STACKED * LONGEST}px;overflow:hidden"
@@ -202,15 +209,15 @@ _CELL = (
 _SUMMARY = f"display:block;height:{ROW - 2}px;line-height:{ROW - 2}px;cursor:pointer"
 
 
-def _panel(said: str, photos: pd.DataFrame, count: int, pictures: dict[str, str], tall: int, lift: int) -> str:
-    """The photos of one cell, over the table; its colours are its own, since it must cover in either theme."""
+def _panel(title: str, photos: pd.DataFrame, count: int, pictures: dict[Path, str], tall: int, lift: int) -> str:
+    """The photos of one cell, over the table; in colours of its own, since it covers the table in either theme."""
     some = "" if len(photos) == count else f", {len(photos)} of them shown"
     wide = PHOTO_WIDTH * min(max(len(photos), 4), PHOTOS_A_ROW)
     figures = []
     for row in photos.itertuples():
-        picture = pictures[row.path]
+        picture = pictures[Path(row.root, row.path)]
         if picture.startswith("data:"):
-            alt = f"{_text(row.target)}, taken for {_text(row.predicted)}"
+            alt = f"{_text(row.target)}, predicted as {_text(row.predicted)}"
             picture = f'<img src="{picture}" alt="{alt}" style="max-width:{THUMBNAIL}px;margin:0px">'
         figures.append(
             f'<div style="width:{PHOTO_WIDTH - 8}px;height:{PHOTO_HEIGHT - 4}px;margin:0px 4px">'
@@ -222,15 +229,15 @@ def _panel(said: str, photos: pd.DataFrame, count: int, pictures: dict[str, str]
         f'<div style="position:absolute;left:4px;z-index:9;width:{wide}px;height:{tall - 12}px;'
         f"margin-top:{lift}px;padding:6px 6px 4px 6px;overflow:auto;background-color:#f7f7f7;color:#1a1a1a;"
         'border:1px solid #767676;text-align:left;font-size:11px;line-height:15px">'
-        f'<div style="height:24px;font-size:13px;line-height:20px"><b>{said}</b>{some}, the largest loss first</div>'
-        f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div></div>'
+        f'<div style="height:24px;font-size:13px;line-height:20px;{_FIT}"><b>{title}</b>{some}, the largest loss first'
+        f'</div><div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div></div>'
     )
 
 
 def _thumbnail(path: Path) -> str:
-    """A small JPEG as a data address, or in words why there is none."""
+    """A small JPEG as a data address, or the reason why there is none."""
     try:
-        photo = contain(open_photo(path, min_side=THUMBNAIL), THUMBNAIL)
+        photo = contain(open_photo(path.expanduser(), min_side=THUMBNAIL), THUMBNAIL)
     except BadPhoto as error:
         return _text(error.reason)
     buffer = io.BytesIO()
@@ -239,5 +246,5 @@ def _thumbnail(path: Path) -> str:
 
 
 def _text(text: str) -> str:
-    """Safe in HTML; a file's name may hold bytes that are no text."""
+    """Escaped for HTML; bytes of a file's name that are no text become question marks."""
     return html.escape(str(text).encode("utf-8", "replace").decode())

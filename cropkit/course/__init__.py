@@ -1,0 +1,4 @@
+"""What do only the notebooks need? Their settings, the drawn sample, and what they record."""
+
+from cropkit.course.records import keep_page, record
+from cropkit.course.settings import ARCH, CACHE, FAST, FOLDER, OUT, data_folder, load_catalog, runs_folder, some_photos

@@ -1,0 +1,103 @@
+"""Small copies of large photos: opened in a hundredth of the time, pixel for pixel what the photo itself would give.
+
+What is kept can be deleted at any time: what is missing, damaged or out of date is made anew.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from cropkit.data.files import DamagedCheckpoint, read_sealed, replace_file, seal
+from cropkit.data.photos import BadPhoto, open_photo
+
+WORTH = 1.5  # a photo is kept small if its short side is more than so many times the side that is asked for
+
+
+def open_resized(
+    path: str | os.PathLike[str], side: int, interpolation: str, *, cache: str | os.PathLike[str] | None = None
+) -> Image.Image:
+    """Open a photo with a short side of `side` pixels.
+
+    The pixels are the same with and without a cache, bit for bit. A copy belongs to one state of its file, known by
+    path, size and time of change.
+
+    Args:
+        path: the photo.
+        side: pixels of the short side, as the model's transform resizes it.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, as the model's transform resizes.
+        cache: a folder for lossless copies of large photos; None keeps none.
+
+    Returns:
+        An upright RGB image; proportions kept.
+
+    Raises:
+        BadPhoto: if the photo cannot be read.
+    """
+    copy = None if cache is None else _place_of_copy(path, side, interpolation, Path(cache))
+    if copy is not None and copy.exists():
+        try:
+            tensors, _ = read_sealed(copy)
+            return Image.open(io.BytesIO(tensors["webp"].numpy().tobytes())).convert("RGB")
+        except (DamagedCheckpoint, OSError, KeyError):  # made anew below
+            pass
+    photo = open_photo(path, min_side=side)
+    worth = min(photo.info["full_size"]) > WORTH * side
+    photo = v2.functional.resize(photo, [side], v2.InterpolationMode(interpolation))
+    if copy is not None and worth:
+        packed = io.BytesIO()
+        photo.save(packed, "WEBP", lossless=True, method=0, quality=0)
+        content = torch.from_numpy(np.frombuffer(packed.getvalue(), np.uint8).copy())
+        keep(copy, seal({"webp": content}, {}))
+    return photo
+
+
+def _place_of_copy(path: str | os.PathLike[str], side: int, interpolation: str, cache: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(photo_key(path))).hexdigest()
+    return cache / f"photos-{side}-{interpolation}" / name[:2] / f"{name}.safetensors"
+
+
+def photo_key(path: str | os.PathLike[str]) -> str:
+    """A photo's place, size and time of change: another value means that it may show something else.
+
+    Raises:
+        BadPhoto: if there is no such file.
+    """
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise BadPhoto(path, f"cannot be read ({error.strerror})") from error
+    return f"{os.path.realpath(path)}|{facts.st_size}|{facts.st_mtime_ns}"
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file that only saves time; where it cannot be written, warn and go on without it."""
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        # The same words each time, so that Python shows them once.
+        warnings.warn(
+            f"the cache cannot be written ({os.strerror(error.errno or 0)}): going on without it", stacklevel=2
+        )
+
+
+def cache_size(cache: str | os.PathLike[str]) -> int:
+    """Bytes that a cache takes on disk; 0 where there is none."""
+    return sum(file.stat().st_size for folder in _folders(cache) for file in folder.rglob("*") if file.is_file())
+
+
+def clear_cache(cache: str | os.PathLike[str]) -> None:
+    """Delete what cropkit keeps in a cache, and nothing else that may be there."""
+    for folder in _folders(cache):
+        shutil.rmtree(folder)
+
+
+def _folders(cache: str | os.PathLike[str]) -> list[Path]:
+    return [folder for kind in ("photos-*", "features-*") for folder in Path(cache).glob(kind) if folder.is_dir()]

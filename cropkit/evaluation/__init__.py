@@ -1,0 +1,17 @@
+"""What went wrong, and where? Predictions, metrics, Grad-CAM, the explorer; `plots` draws (import it by itself)."""
+
+from cropkit.evaluation.explorer import explore
+from cropkit.evaluation.metrics import (
+    accuracy,
+    bootstrap_interval,
+    classification_report,
+    confusion_matrix,
+    expected_calibration_error,
+    mcnemar,
+    most_confused,
+    reliability,
+    top_losses,
+    weighted_precision,
+)
+from cropkit.evaluation.predictions import predict
+from cropkit.evaluation.saliency import grad_cam

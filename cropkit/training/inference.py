@@ -1,0 +1,74 @@
+"""What a model answers for photos as they are: the one road of `evaluate`, `predict` and `extract_features`."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cropkit.data.datasets import in_order
+from cropkit.data.progress import progress
+from cropkit.models.surgery import evaluating, get_classifier
+from cropkit.training.guards import check_preprocessing
+from cropkit.training.precision import dtype_of
+
+# Photos a batch; the last one is filled up with blank photos. Kernels round differently for other sizes of batch, and a
+# photo shall have one answer, whatever else is computed with it. More do not make a CPU faster.
+BATCH = 16
+BATCH_ON_GPU = 128
+
+
+def batch_size_for(device: torch.device) -> int:
+    """Photos a batch on a device."""
+    return BATCH_ON_GPU if device.type == "cuda" else BATCH
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module, loader: DataLoader, precision: str, description: str, *, features: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a model over a loader's photos, as they are and in the order of the data set, in eval mode.
+
+    The head computes in float32, whatever the precision of the backbone, since it was fitted so.
+
+    Args:
+        model: an image classifier.
+        loader: its data set is read, each process its share; its order and batch size do not matter.
+        precision: ``"float32"`` or ``"bfloat16"``, of the backbone.
+        description: of the progress bar.
+        features: yield what the head receives instead of what it returns.
+
+    Yields:
+        Logits of shape (N, K), or features of shape (N, D), float32, and class indices of shape (N,), batch by batch,
+        on the model's device.
+    """
+    check_preprocessing(model, loader)
+    device = next(model.parameters()).device
+    size = batch_size_for(device)
+    head = get_classifier(model)[1] if features or precision != "float32" else None
+    received: list[Tensor] = []
+    keep = head.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0])) if head is not None else None
+    rounded = torch.autocast(device.type, dtype_of(precision)) if precision != "float32" else nullcontext()
+    try:
+        with evaluating(model):
+            for photos, targets in progress(in_order(loader, size), description):
+                count = len(photos)
+                photos = _filled_up(photos, size).to(device, non_blocking=True)
+                with rounded:
+                    answer = model(photos)
+                if head is not None:
+                    vectors = received.pop().float()
+                    answer = vectors if features else head.forward(vectors)
+                yield cast(Tensor, answer)[:count].float(), targets.to(device)
+    finally:
+        if keep is not None:
+            keep.remove()
+
+
+def _filled_up(photos: Tensor, size: int) -> Tensor:
+    blank = photos.new_zeros(size - len(photos), *photos.shape[1:])
+    photos = torch.cat([photos, blank]) if len(blank) else photos
+    # The order in memory that CPUs and GPUs convolve fastest.
+    return photos.contiguous(memory_format=torch.channels_last) if photos.ndim == 4 else photos

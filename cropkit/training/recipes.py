@@ -1,0 +1,114 @@
+"""Recipes: with which optimiser, schedule and first step a model is trained."""
+
+import os
+from collections.abc import Mapping
+
+import pandas as pd
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.utils.data import DataLoader
+
+from cropkit.models.surgery import check_head, freeze_batchnorm, get_classifier, unfreeze
+from cropkit.training.checkpoints import Checkpoint
+from cropkit.training.features import features_for_head, fit_head
+from cropkit.training.guards import class_names_of
+from cropkit.training.loop import fit
+from cropkit.training.precision import resolve_precision
+from cropkit.training.processes import from_first
+
+# The highest learning rate of each recipe; of lp_ft that of the backbone, the head learns three times as fast.
+RATES = {"sgd_step": 0.001, "lp_ft": 5e-4}
+
+
+def fine_tune(
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader],
+    *,
+    epochs: int,
+    recipe: str = "lp_ft",
+    cache: str | os.PathLike[str] | None = None,
+    learning_rate: float | None = None,
+    precision: str = "auto",
+    feature_precision: str = "auto",
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """Let every weight learn, by one of two recipes; `fit` is the loop of both.
+
+    ``"lp_ft"`` first fits the head to the features of the frozen backbone, so that no random head pushes the backbone
+    about (Kumar et al., ICLR 2022, arXiv 2202.10054). Then everything learns: AdamW, the head three times as fast as
+    the backbone, both rates rising and falling once over all steps (one-cycle), label smoothing, BatchNorm's statistics
+    as the pretraining left them.
+
+    ``"sgd_step"`` is the classic: SGD with momentum 0.9, a tenth of the rate after every 7 epochs (see `fit_sgd_step`).
+    The competition diary ran it for 25 epochs.
+
+    Args:
+        model: from `create_model`, its head made for the classes.
+        loaders: from `make_loaders`.
+        epochs: passes over the training photos, >= 1.
+        recipe: ``"lp_ft"`` or ``"sgd_step"``.
+        cache: passed on to `extract_features`.
+        learning_rate: the highest one; that of `RATES` unless given.
+        precision: of the training steps, see `resolve_precision`; sgd_step always trains in float32.
+        feature_precision: of the features that lp_ft's head is fitted to.
+        checkpoint: as in `fit`.
+
+    Returns:
+        What `fit` returns.
+
+    Raises:
+        ValueError: if the recipe is unknown, and as `fit` does.
+
+    Example:
+        >>> history = fine_tune(model, loaders, epochs=6)  # doctest: +SKIP
+    """
+    if recipe not in RATES:
+        raise ValueError(f"recipe {recipe!r} is unknown; known are 'lp_ft' and 'sgd_step'.")
+    check_head(model, class_names_of(loaders["train"]) or [])
+    rate = learning_rate or RATES[recipe]
+    unfreeze(model)
+    if recipe == "sgd_step":
+        return fit_sgd_step(model, loaders, epochs=epochs, learning_rate=rate, checkpoint=checkpoint)
+    if checkpoint is None or not from_first(checkpoint.begun):
+        fit_head(model, features_for_head(model, loaders, cache=cache, precision=feature_precision))
+    freeze_batchnorm(model)
+    _, head = get_classifier(model)
+    of_head = {id(p) for p in head.parameters()}
+    backbone = [p for p in model.parameters() if id(p) not in of_head]
+    optimizer = AdamW([{"params": backbone}, {"params": list(head.parameters())}], lr=rate)
+    return fit(
+        model,
+        loaders,
+        optimizer,
+        epochs=epochs,
+        scheduler=OneCycleLR(optimizer, [rate, 3 * rate], total_steps=epochs * len(loaders["train"]) + 1),
+        criterion=nn.CrossEntropyLoss(label_smoothing=0.1),
+        precision=resolve_precision(precision, model, training=True),
+        checkpoint=checkpoint,
+    )
+
+
+def fit_sgd_step(
+    model: nn.Module,
+    loaders: Mapping[str, DataLoader],
+    *,
+    epochs: int,
+    learning_rate: float = RATES["sgd_step"],
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """`fit` what is trainable by SGD with momentum 0.9, the rate a tenth after every 7 epochs, in float32.
+
+    Args:
+        model: an image classifier, or a head alone where the loaders hold features.
+        loaders: as for `fit`.
+        epochs: passes over the training photos, >= 1.
+        learning_rate: of the first 7 epochs.
+        checkpoint: as in `fit`.
+
+    Returns:
+        What `fit` returns.
+    """
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate, momentum=0.9)
+    scheduler = StepLR(optimizer, step_size=7, gamma=0.1)
+    return fit(model, loaders, optimizer, scheduler=scheduler, epochs=epochs, checkpoint=checkpoint)
