@@ -24,8 +24,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 import cropkit
 from cropkit.course.fetch import data_home
 from cropkit.course.sample import KEY, make_sample
-from cropkit.data.catalog import _near_pairs
 from cropkit.data.photos import contain
+from cropkit.data.pictures import _near_pairs
 
 COPIED = 500  # real photos of which copies are made
 # Colour, radius as a share of the photo's height, height by width, and how much each of them varies.

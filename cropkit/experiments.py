@@ -1,4 +1,4 @@
-"""Experiments: one config, one folder, one result that can be had again."""
+"""Experiments: one config, one folder, one reproducible result."""
 
 import hashlib
 import itertools
@@ -125,7 +125,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Run:
-    """What an experiment left.
+    """The result of an experiment.
 
     Attributes:
         folder: holds ``best.safetensors`` (see `load_model`), and the rest as files.
@@ -149,7 +149,7 @@ class Run:
 def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str], *, num_workers: int = 0) -> Run:
     """Train what a config says, in a folder of its own below `out`.
 
-    Everything is made anew, so nothing of an earlier cell gets in. A finished run is returned as it is. One that was
+    Everything is made anew, so earlier cells have no effect. A finished run is returned as it is. One that was
     cut off goes on, and on the CPU, with the same versions and threads, it ends as if it had not been. Ctrl-C returns
     what there is so far; SIGTERM finishes the step, saves, and ends the process with status 75.
 
@@ -269,7 +269,7 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
     for run, record in runs:
         if record["data"] != seen:
             raise ValueError(
-                f"{out}: {run.folder.name} saw other photos, or other parts of them, than {first}, so they cannot be "
+                f"{out}: {run.folder.name} saw other photos, or another split, than {first}, so they cannot be "
                 "compared. Give each collection of photos a folder of its own for runs."
             )
         test = run.predictions[run.predictions["split"] == "test"]
@@ -300,7 +300,7 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
         return _read(folder, config, begun)
     checkpoint = Checkpoint(folder, names, seconds=0.0 if begun is None else begun["seconds"])
     if begun is None:
-        checkpoint.forget_last()  # nobody knows of what it is
+        checkpoint.forget_last()  # its origin is unknown
     threads = torch.get_num_threads()
     try:
         with _stopping_on_sigterm(checkpoint):
@@ -321,7 +321,9 @@ def _train_and_test(
     checkpoint: Checkpoint,
 ) -> Run:
     """Train from the beginning, or from where it was cut off, to the end."""
-    if begun is not None and begun["environment"]["processes"] == ranks():  # others would add up in another order
+    if (
+        begun is not None and begun["environment"]["processes"] == ranks()
+    ):  # another number would add up in another order
         torch.set_num_threads(begun["environment"]["threads"])
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -331,7 +333,7 @@ def _train_and_test(
         _refuse_others(folder, begun, record)
         record = begun
         if (here := _environment(device)) != begun["environment"]:
-            record.setdefault("gone_on_in", []).append(here)
+            record.setdefault("resumed_in", []).append(here)
     else:
         training = config.precision if config.recipe != "sgd_step" else "float32"
         precision = {
@@ -504,7 +506,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _stopping_on_sigterm(checkpoint: Checkpoint) -> Iterator[None]:
-    """On SIGTERM let the step finish and be saved; only the main thread can be told."""
+    """On SIGTERM let the step finish and be saved; Python delivers signals only to the main thread."""
 
     def stop(*_: object) -> None:
         if not checkpoint.running:  # no epoch is going on; features are kept as they come

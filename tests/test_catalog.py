@@ -43,7 +43,7 @@ def test_odd_but_good_photos_have_a_note(make_photos):
     assert catalog.loc["apple/0.jpg", "note"] == ""
     assert catalog.loc["apple/grey.JPG", "note"] == "colour mode L"
     assert catalog.loc["apple/really.jpg", "note"] == "a PNG named .jpg"
-    assert catalog.loc["apple/turned.jpg", "note"] == "lies turned (EXIF orientation 6)"
+    assert catalog.loc["apple/turned.jpg", "note"] == "rotated (EXIF orientation 6)"
     assert catalog.loc["apple/turned.jpg", ["width", "height"]].tolist() == [60, 80]  # upright
 
 
@@ -74,7 +74,7 @@ def test_metadata_is_joined_by_file_name_in_either_encoding(make_photos, tmp_pat
         (b"name,town\n0.jpg,x\n", "names no photos"),
         (b"Img,town\n../0.jpg,x\n", "line 2.*leads out"),
         (b"Img,town\n0.jpg,x\nC:\\0.jpg,x\n", "line 3.*leads out"),
-        (b"Img,town\na/0.jpg,x\nb/0.jpg,x\n", "'0.jpg' stands in two rows"),
+        (b"Img,town\na/0.jpg,x\nb/0.jpg,x\n", "'0.jpg' occurs in two rows"),
         (b"Img,town\n0.jpg,\xff\xff\n", "neither UTF-8 nor cp950"),
         (b"", "must name the columns"),
         (b"Img,Img\n0.jpg,x\n", "must name the columns, each once"),

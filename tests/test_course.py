@@ -104,3 +104,10 @@ def test_some_photos_are_few_and_of_classes_that_have_all_parts(make_photos):
         ("plum", "test"): 2, ("plum", "train"): 2, ("plum", "val"): 2,
     }  # fmt: skip
     assert some.equals(course.some_photos(catalog, classes=2, photos=4))
+
+
+def test_the_name_grocery36_fetches_it_once(data, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(course.settings, "fetch", lambda name: fetched.append(name) or tmp_path)
+    data("grocery36")
+    assert course.data_folder() == tmp_path and fetched == ["grocery36"]

@@ -1,5 +1,7 @@
 import copy
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from torchvision.models import get_model_weights
 
 from cropkit import class_names, create_model, make_loaders, scan, split
 from cropkit.data import BadPhoto, CropDataset, transforms_for
-from cropkit.data.datasets import photo_threads
+from cropkit.data.datasets import in_order, photo_threads
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +168,12 @@ def test_a_photo_that_has_vanished_is_named(make_photos, num_workers):
     # PyTorch brings an error from another process as a RuntimeError that quotes it.
     with pytest.raises(RuntimeError if num_workers else BadPhoto, match=f"{gone}: cannot be read"):
         list(loader)
+
+
+def test_a_signal_to_all_does_not_end_the_processes_that_read_for_validation(model, catalog):
+    loader = in_order(make_loaders(catalog, model, num_workers=1)["val"], 1)
+    batches = iter(loader)
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert len(list(batches)) == len(loader) - 1

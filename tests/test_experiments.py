@@ -55,7 +55,13 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
     record = json.loads((run.folder / "config.json").read_text())
     assert Config(**record["config"]) == config.resolved() == run.config
     assert record["environment"]["threads"] == torch.get_num_threads()
-    assert set(record["precision"].values()) <= {"float32", "bfloat16"}
+    training = "auto" if config.resolved().recipe != "sgd_step" else "float32"
+    expected = {"features": False, "training": True}
+    tried = cropkit.create_model(config.arch, num_classes=2, weights=None)
+    assert record["precision"] == {
+        use: resolve_precision(training if in_training else "auto", tried, training=in_training)
+        for use, in_training in expected.items()
+    }
     if "epoch" in run.history:
         assert run.history["epoch"].tolist() == [1, 2]
     model = load_model(run.folder / "best.safetensors")
@@ -373,7 +379,7 @@ def test_runs_on_other_photos_are_not_compared(catalog, tmp_path):
     run_experiment(HEAD, catalog, tmp_path)
     fewer = catalog[catalog["path"] != catalog.loc[catalog["split"] == "test", "path"].iloc[0]]
     run_experiment(replace(HEAD, seed=1), fewer, tmp_path)
-    with pytest.raises(ValueError, match="saw other photos, or other parts of them"):
+    with pytest.raises(ValueError, match="saw other photos, or another split"):
         compare_runs(tmp_path)
 
 

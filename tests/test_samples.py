@@ -112,7 +112,7 @@ def test_scan_finds_every_planted_defect_and_hardly_more(sample, catalog, key):
         ("grey", "colour mode L"),
         ("CMYK", "colour mode CMYK"),
         ("wrong extension", "PNG named .jpg"),
-        ("lies on its side or head", "lies turned"),
+        ("lies on its side or head", "rotated"),
     ):
         assert notes[by_defect[defect]["path"]].str.contains(said).all(), defect
     assert (problems[by_defect["extension in upper case"]["path"]] == "").all()

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from cropkit import (
     create_model,
     evaluate,
+    extract_features,
     fine_tune,
     fit,
+    fit_head,
     freeze_backbone,
     make_loaders,
     predict,
@@ -164,6 +166,9 @@ def test_predict_describes_every_photo_in_order_even_of_a_shuffled_loader(resnet
 
 FREED = """
 import resource, sys, torch
+threads = torch.get_num_threads()
+import cropkit, cropkit.course
+assert torch.get_num_threads() == threads
 from cropkit.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
@@ -261,3 +266,85 @@ def test_fine_tune_refuses_an_unknown_recipe_and_a_wrong_head(photos, resnet):
         fine_tune(resnet, loaders, epochs=1, recipe="magic")
     with pytest.raises(HeadMismatch):
         fine_tune(resnet, loaders, epochs=1)
+
+
+def test_a_model_of_other_classes_is_refused_by_name_not_by_number(resnet, photos, make_photos, tmp_path):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    fit(model, make_loaders(photos, model), optim.SGD(model.parameters(), lr=0.001), epochs=1)
+    assert model.class_names == ["apple", "pear"]
+    others = scan(make_photos({"train/pear": 4, "train/plum": 4, "test/plum": 2}, tmp_path / "others"))
+    with pytest.raises(ValueError, match="its label 'plum' is not among the 2 classes"):
+        make_loaders(others, model)
+    loaders = make_loaders(others, copy.deepcopy(resnet))  # as many classes, other names
+    for call in (
+        lambda: predict(model, loaders["test"]),
+        lambda: evaluate(model, loaders["test"]),
+        lambda: fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=1),
+        lambda: fit_head(model, {"train": extract_features(model, loaders["train"])}),
+    ):
+        with pytest.raises(HeadMismatch, match="output 0 means 'apple' to the model and 'pear' to the data"):
+            call()
+    reset_classifier(model, 2)  # a new head knows no classes
+    assert predict(model, loaders["test"])["target"].tolist() == ["plum", "plum"]
+
+
+def test_a_training_loader_is_evaluated_and_predicted_as_the_photos_are(resnet, photos):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loader, plain = (make_loaders(photos, model, augment=augment)["train"] for augment in (True, False))
+    assert evaluate(model, loader) == evaluate(model, loader) == evaluate(model, plain)
+    assert predict(model, loader).equals(predict(model, plain))
+    assert loader.sampler.epoch == 1  # the next training begins where it would have begun
+
+
+def test_val_loss_is_cross_entropy_whatever_the_training_minimises(loaders):
+    model = network()
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.3)
+    history = fit(model, loaders, optim.SGD(model.parameters(), lr=0.01), epochs=1, criterion=smooth)
+    assert history["val_loss"][0] == evaluate(model, loaders["val"])[0] != evaluate(model, loaders["val"], smooth)[0]
+
+
+def test_two_trainings_on_the_same_loaders_see_other_orders(resnet, photos):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loaders = {"train": make_loaders(photos, model)["train"]}
+    orders, take = [], loaders["train"].sampler.order
+    loaders["train"].sampler.order = lambda epoch: orders.append(take(epoch)) or orders[-1]
+    for _ in range(2):
+        fit(model, loaders, optim.SGD(model.parameters(), lr=0.001), epochs=1)
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+
+
+def test_an_empty_loader_says_so():
+    with pytest.raises(ValueError, match="has no photos"):
+        evaluate(network(), DataLoader(TensorDataset(torch.empty(0, 2), torch.empty(0, dtype=torch.long)), 4))
+
+
+def test_predict_says_what_is_wrong_with_a_folder_or_a_model(resnet, tmp_path):
+    model = copy.deepcopy(resnet)
+    with pytest.raises(ValueError, match="does not know its classes"):
+        predict(model, tmp_path)
+    reset_classifier(model, 2)
+    model.class_names = ["apple", "pear"]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        predict(model, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no photos"):
+        predict(model, tmp_path)
+    (tmp_path / "a.jpg").write_text("ripe")
+    table = predict(model, tmp_path)
+    assert table[["path", "predicted", "problem"]].to_numpy().tolist() == [["a.jpg", "", "is text"]]
+    assert table["probability"].isna().all()
+
+
+def test_photos_made_ready_for_another_model_are_refused(resnet, photos):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    lite = make_loaders(photos, create_model("efficientnet_lite0", weights=None))
+    for call in (
+        lambda: evaluate(model, lite["val"]),
+        lambda: predict(model, lite["val"]),
+        lambda: fit(model, lite, optim.SGD(model.parameters(), lr=0.1), epochs=1),
+    ):
+        with pytest.raises(ValueError, match=r"made ready for another model .*mean: "):
+            call()

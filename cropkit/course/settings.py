@@ -55,7 +55,7 @@ def load_catalog() -> pd.DataFrame:
     The process keeps freed memory from now on (`keep_freed_memory`), since the notebooks' own loops gain from it too.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
+        FileNotFoundError, ValueError: if the folder cannot be used; the message says what to do.
     """
     keep_freed_memory()
     catalog, _ = prepare(data_folder())

@@ -247,7 +247,7 @@ def _join(catalog: pd.DataFrame, metadata: tuple[Path, pd.DataFrame, str]) -> pd
         names = names.map(lambda path: PurePosixPath(path).name)
         table.index = table.index.map(lambda path: PurePosixPath(path).name)
         if not table.index.is_unique:
-            raise ValueError(f"{file}: the file name {table.index[table.index.duplicated()][0]!r} stands in two rows.")
+            raise ValueError(f"{file}: the file name {table.index[table.index.duplicated()][0]!r} occurs in two rows.")
     lost, bare = set(table.index) - set(names), catalog.loc[~names.isin(table.index), "path"]
     print(f"{file} ({encoding}): {len(lost)} rows without a photo{_some(sorted(lost))}")
     print(f"{file} ({encoding}): {len(bare)} photos without a row{_some(list(bare))}")
@@ -292,7 +292,7 @@ def _note(path: Path, photo: Image.Image) -> str:
         [
             *([f"a {kind} named {path.suffix}"] if kind != meant and {kind, meant} != {"JPEG", "MPO"} else []),
             *([f"colour mode {mode}"] if mode != "RGB" else []),
-            *([f"lies turned (EXIF orientation {orientation})"] if orientation != 1 else []),
+            *([f"rotated (EXIF orientation {orientation})"] if orientation != 1 else []),
         ]
     )
 

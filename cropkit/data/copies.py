@@ -1,6 +1,6 @@
 """Small copies of large photos: opened in a hundredth of the time, pixel for pixel what the photo itself would give.
 
-What is kept can be deleted at any time: what is missing, damaged or out of date is made anew.
+What is kept can be deleted at any time: what is missing, damaged or out of date is made again.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def open_resized(
         try:
             tensors, _ = read_sealed(copy)
             return Image.open(io.BytesIO(tensors["webp"].numpy().tobytes())).convert("RGB")
-        except (DamagedCheckpoint, OSError, KeyError):  # made anew below
+        except (DamagedCheckpoint, OSError, KeyError):  # made again below
             pass
     photo = open_photo(path, min_side=side)
     worth = min(photo.info["full_size"]) > WORTH * side

@@ -73,7 +73,7 @@ def previous_of(path: Path) -> Path:
 def seal(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """The bytes of a safetensors file: tensors, facts about them (plain types), and the SHA-256 of both."""
     text = json.dumps(about)
-    # In one entry, since safetensors writes several in any order, and the same content shall give the same bytes.
+    # In one entry, since safetensors writes several in any order, and the same content must give the same bytes.
     return safetensors.torch.save(tensors, {"cropkit": json.dumps([_digest(tensors, text), text])})
 
 

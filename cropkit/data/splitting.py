@@ -56,7 +56,7 @@ def _neighbours(links: list[tuple[int, int]]) -> dict[int, list[int]]:
 
 
 def drop_leaks(catalog: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take out what would make val or test dishonest, and pictures whose label is in doubt.
+    """Take out what would leak into val or test, and pictures whose label is in doubt.
 
     Where two splits hold the same picture (see `find_duplicates`), the photo in test stays, else that in val. A
     picture that is filed under two classes is left out altogether.
@@ -148,7 +148,7 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
 
 
 def prepare(root: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scan a folder and keep what a model can honestly be trained and tested on.
+    """Scan a folder and keep what a model can be trained and tested on.
 
     A split that the folder brings is kept. Where it has no val or no test photos, these are taken out of train;
     where it has no split at all, `split` makes one. Left out are files that are no photos, photos whose picture is in
@@ -162,7 +162,7 @@ def prepare(root: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         left out, one row a file: ``path``, ``label``, ``split``, ``reason``.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder cannot serve; the message says what to do.
+        FileNotFoundError, ValueError: if the folder cannot be used; the message says what to do.
 
     Example:
         >>> catalog, left_out = prepare("photos")  # doctest: +SKIP
@@ -208,12 +208,12 @@ def check_split(catalog: pd.DataFrame) -> None:
     """
     unknown = sorted(set(catalog["split"]) - {"", *SPLITS}) if "split" in catalog else ["no column 'split'"]
     if unknown:
-        raise ValueError(f"the catalog has parts other than train, val and test ({unknown[0]}): split(catalog).")
+        raise ValueError(f"the catalog has splits other than train, val and test ({unknown[0]}): split(catalog).")
     for label in class_names(catalog):
         parts = catalog.loc[(catalog["label"] == label) & (catalog["problem"] == ""), "split"].value_counts()
         if "train" not in parts:
-            have = ", ".join(f"{n} in {part or 'no part'}" for part, n in parts.items())
+            have = ", ".join(f"{n} in {part or 'no split'}" for part, n in parts.items())
             raise ValueError(
                 f"{folder_of(catalog)}: class {label!r} has no training photos ({have}). "
-                "Move some to train, drop the class, or divide anew: split(catalog)."
+                "Move some to train, drop the class, or split again: split(catalog)."
             )

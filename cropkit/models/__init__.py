@@ -1,4 +1,4 @@
-"""Who is the head? Pretrained weights, and the surgery on models."""
+"""Who is the head? Pretrained weights, and finding, replacing and freezing layers."""
 
 from cropkit.models.surgery import (
     HeadMismatch,

@@ -220,7 +220,7 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     if isinstance(model, nn.Linear):  # a head alone, on features
         return "", model
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    known = model.__dict__.get("known_head")  # found before, and no linear layer has come or gone since
+    known = model.__dict__.get("known_head")  # found before, and no linear layer was added or removed since
     if known is not None and known[1] == tuple(linear):
         return known[0], linear[known[0]]
     returned: dict[str, Tensor] = {}
@@ -311,7 +311,7 @@ def reset_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
     model.set_submodule(name, new)
     if hasattr(model, "num_classes"):  # timm's models and some of torchvision's carry the number
         model.__dict__["num_classes"] = num_classes
-    for fact in ("class_names", "metrics", "precision"):  # of the head that is gone
+    for fact in ("class_names", "metrics", "precision"):  # of the old head
         model.__dict__.pop(fact, None)
     outputs = _try_forward(model).shape[1]
     if outputs != num_classes:
@@ -336,7 +336,7 @@ def _keep_in_eval(module: nn.Module) -> None:
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Freeze everything but the head, in place: no gradients, and eval mode for good.
+    """Freeze everything but the head, in place: no gradients, and eval mode until `unfreeze`.
 
     Without gradients the optimiser leaves the weights alone, but BatchNorm's running statistics would still move and
     dropout still drop whenever ``model.train()`` is called, so that call no longer reaches a frozen module.

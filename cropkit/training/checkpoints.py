@@ -249,15 +249,15 @@ class Checkpoint:
 
     def step_done(self) -> None:
         """Called after every step: save where it is time to."""
-        if self._told_to_stop() or time.monotonic() - self._saved > EVERY:
+        if self._stop_requested() or time.monotonic() - self._saved > EVERY:
             self.save()
 
     def save(self) -> None:
-        """Write the training as it is now; ends the process if it was told to stop.
+        """Write the training as it is now; ends the process if it was asked to stop.
 
         The first process writes for all.
         """
-        stop = self._told_to_stop()
+        stop = self._stop_requested()
         copy_buffers_from_first(self._model)
         if rank() == 0:
             self._write_last()
@@ -266,8 +266,8 @@ class Checkpoint:
             wait_for_all()
             raise SystemExit(STOPPED)
 
-    def _told_to_stop(self) -> bool:
-        """Where one process was told to stop, all stop at the same place, since none may wait for another."""
+    def _stop_requested(self) -> bool:
+        """Where one process was asked to stop, all stop at the same place, since none may wait for another."""
         self.stop = total(self.stop)[0] > 0
         return self.stop
 

@@ -1,4 +1,4 @@
-"""Features: what a frozen backbone hands to the head, computed once for each photo and kept on disk."""
+"""Features: what a frozen backbone passes to the head, computed once for each photo and kept on disk."""
 
 import hashlib
 import os
@@ -183,7 +183,7 @@ def fit_head(model: nn.Module, features: Mapping[str, Any]) -> pd.DataFrame:
     if unknown := sorted(set(targets.tolist()) - known):
         raise ValueError(f"the features are of classes {unknown}, but the head has {len(known)} outputs.")
     if absent := sorted(known - set(targets.tolist())):
-        raise ValueError(f"classes {absent} have no training photos, so the head cannot learn them. Divide anew.")
+        raise ValueError(f"classes {absent} have no training photos, so the head cannot learn them. Split again.")
     if isinstance(train, Features):
         check_head(model, train.class_names)
         model.__dict__.update(class_names=train.class_names, precision=train.precision)

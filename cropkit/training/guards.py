@@ -1,4 +1,4 @@
-"""What stops a training with a sentence, instead of letting it go wrong in silence."""
+"""What stops a training with a sentence, instead of letting it go wrong without an error."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from cropkit.data.datasets import CropDataset, EpochSampler
 
-HINT = "Make the model anew and try a tenth of the learning rate."
+HINT = "Create the model again and try a tenth of the learning rate."
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -95,7 +95,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer, scheduler: LRSchedul
 
 
 def check_targets(targets: Tensor, logits: Tensor, where: Callable[[], str] = str) -> None:
-    """Refuse class indices that the model does not have; cross-entropy leaves out those of -100 in silence."""
+    """Refuse class indices that the model does not have; cross-entropy leaves out those of -100 without an error."""
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(

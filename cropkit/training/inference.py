@@ -1,4 +1,4 @@
-"""What a model answers for photos as they are: the one road of `evaluate`, `predict` and `extract_features`."""
+"""What a model answers for photos as they are: used by `evaluate`, `predict` and `extract_features`."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ from cropkit.training.guards import check_preprocessing
 from cropkit.training.precision import dtype_of
 
 # Photos a batch; the last one is filled up with blank photos. Kernels round differently for other sizes of batch, and a
-# photo shall have one answer, whatever else is computed with it. More do not make a CPU faster.
+# photo must have one answer, whatever else is computed with it. More do not make a CPU faster.
 BATCH = 16
 BATCH_ON_GPU = 128
 

@@ -154,7 +154,7 @@ def train_one_epoch(
         precision: as in `fit`.
         scheduler: stepped after every batch.
         state: where to begin, and what is counted up; a new epoch unless given.
-        checkpoint: told after every step.
+        checkpoint: called after every step.
         description: of the progress bar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""In which number format does a model compute? Decided by a rule, never by a stopwatch."""
+"""In which number format does a model compute? Chosen by a fixed rule, not by timing."""
 
 import os
 from typing import Literal

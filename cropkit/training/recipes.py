@@ -35,8 +35,8 @@ def fine_tune(
 ) -> pd.DataFrame:
     """Let every weight learn, by one of two recipes; `fit` is the loop of both.
 
-    ``"lp_ft"`` first fits the head to the features of the frozen backbone, so that no random head pushes the backbone
-    about (Kumar et al., ICLR 2022, arXiv 2202.10054). Then everything learns: AdamW, the head three times as fast as
+    ``"lp_ft"`` first fits the head to the features of the frozen backbone, so that no random head disturbs the
+    backbone (Kumar et al., ICLR 2022, arXiv 2202.10054). Then everything learns: AdamW, the head three times as fast as
     the backbone, both rates rising and falling once over all steps (one-cycle), label smoothing, BatchNorm's statistics
     as the pretraining left them.
 
