@@ -488,7 +488,7 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
     predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
     numbers = [column for column in predictions if column not in names]
     predictions[numbers] = predictions[numbers].apply(pd.to_numeric, errors="coerce")  # empty is NaN
-    predictions["root"] = predictions["path"].map(_read_split(folder).set_index("path")["root"])
+    predictions["root"] = predictions["path"].map(_read_split(folder).drop_duplicates("path").set_index("path")["root"])
     return Run(folder, config, True, history, record["metrics"], predictions, record["seconds"])
 
 

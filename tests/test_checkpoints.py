@@ -22,7 +22,7 @@ NAMES = ["apple", "pear"]
 
 def save(path, data):
     content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    files.replace_file(path, files.seal({"state": content}, {}), durable=True)
+    files.replace_file(path, files.seal({"state": content}, {}), durable=True, keep_previous=True)
 
 
 def load(path):
@@ -91,7 +91,7 @@ import torch
 from cropkit.data import files
 for number in range(10**6):
     content = torch.full((2_000_000,), number % 256, dtype=torch.uint8)
-    files.replace_file(Path(sys.argv[1]), files.seal({"state": content}, {}), durable=True)
+    files.replace_file(Path(sys.argv[1]), files.seal({"state": content}, {}), durable=True, keep_previous=True)
     print(number, flush=True)
 """
 
@@ -131,12 +131,20 @@ def test_a_kill_at_either_renaming_loses_nothing(tmp_path, monkeypatch, cut):
         assert load(path) in (b"old", b"new")
 
 
+def test_a_text_file_is_there_at_every_moment(tmp_path, monkeypatch):
+    files.replace_text(tmp_path / "config.json", "old")
+    real, seen = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda *args: seen.append((tmp_path / "config.json").exists()) or real(*args))
+    files.replace_text(tmp_path / "config.json", "new")
+    assert seen == [True] and [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 FILL = """
 import resource, sys
 from pathlib import Path
 from cropkit.data import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses to write more
-files.replace_file(Path(sys.argv[1]), b"new" * 1000, durable=True)
+files.replace_file(Path(sys.argv[1]), b"new" * 1000, durable=True, keep_previous=True)
 """
 
 

@@ -212,6 +212,26 @@ def test_sigterm_saves_after_the_same_step_in_all_and_goes_on(photos, tmp_path):
     assert len(lines.read_text().splitlines()) == 40
 
 
+OWN_CLOCKS = """
+import sys
+from cropkit.training import checkpoints, processes
+from cropkit.__main__ import main
+# Only the second process thinks that it is time to save: the first one's clock decides for all.
+checkpoints.EVERY = -1.0 if sys.argv[1] == "first" else 1e9
+if int(__import__("os").environ["RANK"]) == 1:
+    checkpoints.EVERY = 1e9 if sys.argv[1] == "first" else -1.0
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("hasty", ["first", "second"])
+def test_processes_whose_clocks_differ_save_together(photos, tmp_path, hasty):
+    (tmp_path / "clocks.py").write_text(OWN_CLOCKS)
+    command = options(photos, tmp_path / "runs", "--method", "from_scratch", "--epochs", "2")[2:]
+    (out,) = ended(torchrun(str(tmp_path / "clocks.py"), hasty, *command), within=120)
+    assert json.loads(out)["photos"] == 12
+
+
 SLOW_VALIDATION = """
 import sys, time
 from pathlib import Path

@@ -24,14 +24,15 @@ class DamagedCheckpoint(ValueError):
     """A file that is not what was saved."""
 
 
-def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+def replace_file(path: Path, data: bytes, *, durable: bool = False, keep_previous: bool = False) -> None:
     """Write a file so that a reader finds the old content or the new one, never a part of it.
 
     Args:
         path: the file; its folder is made.
         data: the new content.
-        durable: also after a power cut, for what cannot be computed again. The content before is kept as
-            ``<name>.previous``.
+        durable: also after a power cut, for what cannot be computed again.
+        keep_previous: keep the content before as ``<name>.previous``. Between two renamings there is no ``<name>``
+            then, so whoever reads it must look for both.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written; the file is then as it was.
@@ -44,7 +45,7 @@ def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        if durable and path.exists():
+        if keep_previous and path.exists():
             os.replace(path, previous_of(path))
         os.replace(temporary, path)
         if durable:
@@ -62,7 +63,6 @@ def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a text file, so that also after a power cut it is the old one or the new one."""
     replace_file(path, text.encode("utf-8", "surrogateescape"), durable=True)
-    previous_of(path).unlink(missing_ok=True)
 
 
 def previous_of(path: Path) -> Path:

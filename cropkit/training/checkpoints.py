@@ -66,7 +66,7 @@ def save_model(
     }
     # contiguous() also undoes channels_last, which is an order in memory and no part of the weights.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    replace_file(Path(path), seal(tensors, about), durable=True)
+    replace_file(Path(path), seal(tensors, about), durable=True, keep_previous=True)
 
 
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
@@ -249,15 +249,20 @@ class Checkpoint:
 
     def step_done(self) -> None:
         """Called after every step: save where it is time to."""
-        if self._stop_requested() or time.monotonic() - self._saved > EVERY:
-            self.save()
+        self._agree_and_save(due=rank() == 0 and time.monotonic() - self._saved > EVERY)
 
     def save(self) -> None:
         """Write the training as it is now; ends the process if it was asked to stop.
 
         The first process writes for all.
         """
-        stop = self._stop_requested()
+        self._agree_and_save(due=True)
+
+    def _agree_and_save(self, *, due: bool) -> None:
+        # What one process knows, all must know at the same place, since none may wait for another.
+        stop, due = (count > 0 for count in total(self.stop, due))
+        if not (stop or due):
+            return
         copy_buffers_from_first(self._model)
         if rank() == 0:
             self._write_last()
@@ -265,11 +270,6 @@ class Checkpoint:
         if stop:
             wait_for_all()
             raise SystemExit(STOPPED)
-
-    def _stop_requested(self) -> bool:
-        """Where one process was asked to stop, all stop at the same place, since none may wait for another."""
-        self.stop = total(self.stop)[0] > 0
-        return self.stop
 
     def _write_last(self) -> None:
         self._state.seconds = self.seconds
@@ -284,7 +284,7 @@ class Checkpoint:
         }
         torch.save(state, packed)
         content = torch.from_numpy(np.frombuffer(packed.getbuffer(), np.uint8))
-        replace_file(self.last, seal({"state": content}, self._facts), durable=True)
+        replace_file(self.last, seal({"state": content}, self._facts), durable=True, keep_previous=True)
         write_lines(self.folder / METRICS, self._state.rows)
 
     def save_best(self, model: nn.Module, metrics: dict[str, float]) -> None:
