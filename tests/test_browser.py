@@ -46,10 +46,11 @@ def browser():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the notebook, and beside it some crops of its own, so that no other test trains in its place."""
-    from cropkit.course.sample import DATA, make_sample
+    from cropkit.course.fetch import data_home
+    from cropkit.course.sample import make_sample
 
     folder = tmp_path_factory.mktemp("lab")
-    sample = make_sample(DATA / "sample-fast", photos_per_class=5)
+    sample = make_sample(data_home() / "sample-fast", photos_per_class=5)
     for crop in ("broccoli", "kale", "litchi", "longan", "mango", "pear"):
         for part in ("train", "val", "test"):
             shutil.copytree(sample / part / crop, folder / "photos" / part / crop)

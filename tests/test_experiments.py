@@ -203,11 +203,11 @@ from cropkit.training import checkpoints
 from cropkit import Config, run_experiment, scan, split
 root, out, workers, every, fields = sys.argv[1:]
 checkpoints.EVERY = float(every)
-save = checkpoints.Checkpoint.save
+save = checkpoints.Checkpoint._write_last
 def told(self):
     save(self)
     print(self._state.epoch, self._state.batches, flush=True)
-checkpoints.Checkpoint.save = told
+checkpoints.Checkpoint._write_last = told
 if __name__ == "__main__":
     run_experiment(Config(**eval(fields)), split(scan(root)), out, num_workers=int(workers))
 """

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cropkit import create_model, get_classifier
-from cropkit.models.surgery import MissingWeights, has_weights, read_state_dict
+from cropkit.models import MissingWeights, has_weights, read_state_dict
 from cropkit.models.weights import WEIGHT_FILES, WeightFile
 
 
