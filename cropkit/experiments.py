@@ -113,7 +113,8 @@ class Config:
         recipe: Any = self.recipe or RECIPES[self.method][0]
         weights = None if self.method == "from_scratch" else self.weights
         rate = self.learning_rate or RATES.get(recipe)
-        return replace(self, recipe=recipe, weights=weights, learning_rate=rate)
+        wanted: Any = self.precision if self.precision != "auto" else os.environ.get("CROPKIT_PRECISION") or "auto"
+        return replace(self, recipe=recipe, weights=weights, learning_rate=rate, precision=wanted)
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ class Run:
 
     Attributes:
         folder: holds ``best.safetensors`` (see `load_model`), and the rest as files.
-        config: what was asked for, its recipe and learning rate filled in.
+        config: what was asked for; `Config.resolved` fills in the rest.
         finished: False if it was interrupted; the same call goes on.
         history: one row an epoch as from `fit`, or one a value of C as from `fit_head`.
         metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
@@ -276,7 +277,14 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         low, high = bootstrap_interval(test[["target", "predicted"]]) if len(test) else (math.nan, math.nan)
         scores = {name: run.metrics.get(name, math.nan) for name in ("val_accuracy", "test_accuracy")}
         rows.append(
-            {"run": run.folder.name, **asdict(run.config), **scores, "low": low, "high": high, "seconds": run.seconds}
+            {
+                "run": run.folder.name,
+                **asdict(run.config.resolved()),
+                **scores,
+                "low": low,
+                "high": high,
+                "seconds": run.seconds,
+            }
         )
     table = pd.DataFrame(rows).set_index("run")
     same = [f.name for f in fields(Config) if f.name != "method" and table[f.name].nunique(dropna=False) == 1]
@@ -286,8 +294,10 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
 def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) -> Run:
     catalog = good_photos(catalog).sort_values("path")  # the order of the rows must not matter
     names = class_names(catalog)
-    config = config.resolved()
-    record: dict[str, Any] = {"config": asdict(config), "classes": names, "data": _describe(catalog)}
+    asked, config = config, config.resolved()
+    if twice := catalog.loc[catalog["path"].duplicated(), "path"].tolist():
+        raise ValueError(f"{twice[0]} is in the catalog twice. Scan one folder that holds all photos.")
+    record: dict[str, Any] = {"resolved": asdict(config), "classes": names, "data": _describe(catalog)}
     if config.weights not in (None, "imagenet"):
         record["weights_file"] = file_hash(str(config.weights))
     begun = from_first(lambda: _read_record(folder))
@@ -297,16 +307,17 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
         roots = catalog["root"].map(lambda root: str(Path(root).expanduser().resolve()))
         replace_text(folder / SPLIT, catalog.assign(root=roots)[SPLIT_COLUMNS].to_csv(index=False))
     if begun is not None and begun["finished"]:
-        return _read(folder, config, begun)
+        return _read(folder, asked, begun)
     checkpoint = Checkpoint(folder, names, seconds=0.0 if begun is None else begun["seconds"])
     if begun is None:
         checkpoint.forget_last()  # its origin is unknown
     threads = torch.get_num_threads()
     try:
         with _stopping_on_sigterm(checkpoint):
-            return _train_and_test(config, catalog, folder, num_workers, record, begun, checkpoint)
+            record = _train_and_test(config, catalog, folder, num_workers, record, begun, checkpoint, asked)
+            return _read(folder, asked, record)
     except KeyboardInterrupt:
-        return _read(folder, config, {"finished": False})
+        return _read(folder, asked, {"finished": False})
     finally:
         torch.set_num_threads(threads)
 
@@ -319,7 +330,8 @@ def _train_and_test(
     record: dict[str, Any],
     begun: dict[str, Any] | None,
     checkpoint: Checkpoint,
-) -> Run:
+    asked: Config,
+) -> dict[str, Any]:
     """Train from the beginning, or from where it was cut off, to the end."""
     if (
         begun is not None and begun["environment"]["processes"] == ranks()
@@ -340,7 +352,13 @@ def _train_and_test(
             "features": resolve_precision(config.precision, model, training=False),
             "training": resolve_precision(training, model, training=True),
         }
-        record |= {"environment": _environment(device), "precision": precision, "finished": False, "seconds": 0.0}
+        record |= {
+            "config": asdict(asked),
+            "environment": _environment(device),
+            "precision": precision,
+            "finished": False,
+            "seconds": 0.0,
+        }
     _write_json(folder / RECORD, record)
     cache = folder.parent / "cache"
     loaders = make_loaders(
@@ -356,7 +374,7 @@ def _train_and_test(
         history = _train(config, model, loaders, cache, checkpoint, record["precision"])
         if config.recipe != "logistic" and len(history) < config.epochs:
             raise KeyboardInterrupt
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         _write_json(folder / RECORD, record | {"seconds": checkpoint.seconds})
         raise
     if rank() == 0:
@@ -372,7 +390,7 @@ def _train_and_test(
     _write_json(folder / RECORD, record)
     checkpoint.forget_last()
     wait_for_all()  # what is read now, the first process has written
-    return _read(folder, config, record)
+    return record
 
 
 def _train(
@@ -402,7 +420,9 @@ def _train(
         return fit_head(model, features)
     # A matter of seconds, so nothing is saved meanwhile.
     device = next(model.parameters()).device
-    head = get_classifier(model)[1].cpu()
+    head = get_classifier(model)[1]
+    if ranks() == 1:  # so small that a CPU is faster
+        head = head.cpu()
     on_features: dict[str, DataLoader] = {}
     for split, data in features.items():  # each its own numbers, so that an evaluation does not change the order
         order = torch.Generator().manual_seed(config.seed)
@@ -426,7 +446,7 @@ def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
     photos = catalog.sort_values("path")
     rows = photos[["path", "label", "split", "sha256"]].to_csv(index=False)
     counts = {str(part): int(count) for part, count in photos["split"].value_counts().sort_index().items()}
-    return {"photos": counts, "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+    return {"photos": counts, "sha256": hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
 def _digest(model: nn.Module) -> str:
@@ -485,7 +505,9 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
     if not (folder / PREDICTIONS).exists():
         raise ValueError(f"{folder}: its {PREDICTIONS} is gone. Remove the folder and run again.")
     names = dict.fromkeys(("path", "target", "predicted", "split"), str)  # a class may be called "NA" or "007"
-    predictions = pd.read_csv(folder / PREDICTIONS, dtype=names, keep_default_na=False)
+    predictions = pd.read_csv(
+        folder / PREDICTIONS, dtype=names, keep_default_na=False, encoding_errors="surrogateescape"
+    )
     numbers = [column for column in predictions if column not in names]
     predictions[numbers] = predictions[numbers].apply(pd.to_numeric, errors="coerce")  # empty is NaN
     predictions["root"] = predictions["path"].map(_read_split(folder).drop_duplicates("path").set_index("path")["root"])
@@ -496,7 +518,7 @@ def _read_split(folder: Path) -> pd.DataFrame:
     """Which photo a run used for what: ``path``, ``label``, ``split``, ``sha256``, ``phash``, ``dhash``, ``root``."""
     if not (folder / SPLIT).exists():
         raise ValueError(f"{folder}: its {SPLIT} is gone, so nobody knows which photos it learned from.")
-    return pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False)
+    return pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -555,7 +577,8 @@ def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], 
 def _photos_to_count(folder: Path, catalog: pd.DataFrame, split: str) -> pd.DataFrame:
     if split == "all":
         return catalog
-    known = _read_split(folder)
+    # Where bytes are there twice, having been learned from counts.
+    known = _read_split(folder).sort_values("split", key=lambda split: split != "train", kind="stable")
     used = catalog["sha256"].map(known.drop_duplicates("sha256").set_index("sha256")["split"]).fillna("")
     if (used == split).any():
         counted = catalog[used == split]
@@ -568,9 +591,13 @@ def _photos_to_count(folder: Path, catalog: pd.DataFrame, split: str) -> pd.Data
     # Other photos: without those whose picture the run has learned from or chosen by.
     seen = known[(known["split"] != "test") & (known["split"] != "")].assign(split="test", problem="")
     seen["path"] = [str(Path(root) / path) for root, path in zip(seen["root"], seen["path"], strict=True)]
-    seen = seen[[Path(path).exists() for path in seen["path"]]]
+    there = [Path(path).exists() for path in seen["path"]]
+    if not all(there):
+        print(f"{there.count(False)} photos that the model has seen are gone: only equal bytes can be recognised")
+    seen = seen[there]
     mixed = pd.concat([catalog.assign(split="train"), seen], ignore_index=True)
     _, left_out = drop_leaks(mixed)
-    print(f"{len(left_out[left_out['split'] == 'train'])} photos do not count, since the model has seen their picture")
     gone = set(left_out["path"]) | set(catalog.loc[used.reindex(catalog.index) != "", "path"])
-    return catalog[~catalog["path"].isin(gone)].reset_index(drop=True)
+    counted = catalog[~catalog["path"].isin(gone)].reset_index(drop=True)
+    print(f"{len(catalog) - len(counted)} photos do not count: the model has seen their picture, or two labels have it")
+    return counted

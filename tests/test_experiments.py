@@ -53,7 +53,8 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
     run = run_experiment(config, catalog, tmp_path / "runs")
     assert run.finished
     record = json.loads((run.folder / "config.json").read_text())
-    assert Config(**record["config"]) == config.resolved() == run.config
+    assert Config(**record["config"]) == config == run.config
+    assert Config(**record["resolved"]) == config.resolved()
     assert record["environment"]["threads"] == torch.get_num_threads()
     training = "auto" if config.resolved().recipe != "sgd_step" else "float32"
     expected = {"features": False, "training": True}

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from cropkit.data.files import DamagedCheckpoint, read_sealed, replace_file, seal
 from cropkit.data.photos import BadPhoto, open_photo
 
+LARGEST_WEBP = 16_383  # pixels a side
 WORTH = 1.5  # a photo is kept small if its short side is more than so many times the side that is asked for
 
 
@@ -42,16 +43,16 @@ def open_resized(
         BadPhoto: if the photo cannot be read.
     """
     copy = None if cache is None else _place_of_copy(path, side, interpolation, Path(cache))
-    if copy is not None and copy.exists():
+    if copy is not None:
         try:
             tensors, _ = read_sealed(copy)
             return Image.open(io.BytesIO(tensors["webp"].numpy().tobytes())).convert("RGB")
-        except (DamagedCheckpoint, OSError, KeyError):  # made again below
+        except (DamagedCheckpoint, OSError, KeyError):  # none, or made again below
             pass
     photo = open_photo(path, min_side=side)
     worth = min(photo.info["full_size"]) > WORTH * side
     photo = v2.functional.resize(photo, [side], v2.InterpolationMode(interpolation))
-    if copy is not None and worth:
+    if copy is not None and worth and max(photo.size) <= LARGEST_WEBP:
         packed = io.BytesIO()
         photo.save(packed, "WEBP", lossless=True, method=0, quality=0)
         content = torch.from_numpy(np.frombuffer(packed.getvalue(), np.uint8).copy())

@@ -89,7 +89,8 @@ def drop_leaks(catalog: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 other = others.sort_values("rank").iloc[-1]
                 reasons[row.path] = f"same picture as {other['path']}, " + why.format(**other[["label", "split"]])
     gone = catalog["path"].isin(list(reasons))
-    left_out = catalog[gone].assign(reason=catalog["path"].map(reasons))[LEFT_OUT].reset_index(drop=True)
+    left_out = catalog[gone]
+    left_out = left_out.assign(reason=left_out["path"].map(reasons))[LEFT_OUT].reset_index(drop=True)
     return catalog[~gone].reset_index(drop=True), left_out
 
 

@@ -292,7 +292,7 @@ def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
 
 def _labels(runs: Sequence[Any]) -> list[str]:
     """For each run its method, and those settings but the seed in which the runs differ."""
-    configs = [asdict(run.config) for run in runs]
+    configs = [asdict(run.config.resolved()) for run in runs]
     differ = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
     named = ["method"] + [name for name in differ if name not in ("method", "seed")]
     plain = ("method", "arch", "weights", "recipe")
@@ -315,7 +315,7 @@ def grad_cam(
         target: index of the class, which becomes the title; None for the predicted class, without a title.
 
     Raises:
-        ValueError: as `grad_cam.grad_cam`, which computes the map.
+        ValueError: as `saliency.grad_cam`, which computes the map.
 
     Example:
         >>> from cropkit import create_model

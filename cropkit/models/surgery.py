@@ -220,8 +220,9 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     if isinstance(model, nn.Linear):  # a head alone, on features
         return "", model
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    known = model.__dict__.get("known_head")  # found before, and no linear layer was added or removed since
-    if known is not None and known[1] == tuple(linear):
+    known = model.__dict__.get("known_head")  # found before, and no layer was added, removed or replaced since
+    layers = [(name, type(module)) for name, module in model.named_modules()]
+    if known is not None and known[1] == layers:
         return known[0], linear[known[0]]
     returned: dict[str, Tensor] = {}
 
@@ -236,7 +237,7 @@ def get_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
             hook.remove()
     heads = [n for n, out in returned.items() if out is logits or torch.equal(out, logits)]
     if len(heads) == 1:
-        model.__dict__["known_head"] = (heads[0], tuple(linear))
+        model.__dict__["known_head"] = (heads[0], layers)
         return heads[0], linear[heads[0]]
     arch = _name(model)
     like = [n for n, out in returned.items() if out.shape == logits.shape]

@@ -157,6 +157,8 @@ class TrainState:
             if self.order:
                 sampler.epoch, sampler.skip = self.order, self.batches * (loader.batch_size or 1)
             self.order = sampler.epoch
+        elif self.batches:
+            raise ValueError("this loader cannot begin in the middle of an epoch. Make it by make_loaders.")
 
     def count_batch(self, loss_sum: float, correct: float, count: float) -> None:
         self.loss_sum += loss_sum
@@ -216,7 +218,8 @@ class Checkpoint:
         self._state, self._saved, self.running = TrainState(), time.monotonic(), True
         self._facts = {
             "class_names": self.class_names,
-            "photos": len(loader.dataset),  # type: ignore[arg-type]
+            "photos": _photos_of(loader),
+            "precision": precision_of(model),
             "batch_size": loader.batch_size,
             "seed": getattr(loader.sampler, "seed", None),
             **_facts_of(model, optimizer, scheduler),
@@ -295,6 +298,8 @@ class Checkpoint:
     def finish(self, model: nn.Module) -> None:
         """The training has ended: put the weights of the best epoch into a model."""
         self.running = False
+        if self.stop:  # asked after the last saving: all is saved
+            raise SystemExit(STOPPED)
         if self._state.rows:
             wait_for_all()
             model.load_state_dict(_read_or_offer(self.best)[0])
@@ -318,6 +323,12 @@ def _facts_of(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | N
         facts["scheduler"] = type(scheduler).__name__
         facts |= {f"scheduler {k}": v for k, v in scheduler.state_dict().items() if _plain(v)}
     return facts
+
+
+def _photos_of(loader: DataLoader) -> list[Any]:
+    dataset: Any = loader.dataset
+    which = [getattr(dataset, "paths", []), getattr(dataset, "targets", []), getattr(dataset, "augment", None) is None]
+    return [len(dataset), hash_of(which)]
 
 
 def _plain(value: object) -> bool:

@@ -122,7 +122,10 @@ def _locked(folder: Path | None) -> FileLock | nullcontext:
 
 def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str:
     """16 hex digits that stand for everything but the photo: the weights before the head, and the transform."""
-    digest = hashlib.sha256(f"{type(model)} {dataset.preprocessing}".encode())
+    device = next(model.parameters()).device
+    # Another processor, another size of batch or another torch rounds in another way.
+    computed_by = f"{device.type} {batch_size_for(device)} {torch.__version__}"
+    digest = hashlib.sha256(f"{type(model)} {dataset.preprocessing} {computed_by}".encode())
     for name, module in model.named_modules():
         if module is not head:  # the same weights may be used in another way
             digest.update(f"{name} {type(module)} {module.extra_repr()}".encode())

@@ -1,7 +1,7 @@
 """What a model answers for photos as they are: used by `evaluate`, `predict` and `extract_features`."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import cast
 
 import torch
@@ -17,7 +17,7 @@ from cropkit.training.precision import dtype_of
 # Photos a batch; the last one is filled up with blank photos. Kernels round differently for other sizes of batch, and a
 # photo must have one answer, whatever else is computed with it. More do not make a CPU faster.
 BATCH = 16
-BATCH_ON_GPU = 128
+BATCH_ON_GPU = 32
 
 
 def batch_size_for(device: torch.device) -> int:
@@ -47,7 +47,10 @@ def answers(
     check_preprocessing(model, loader)
     device = next(model.parameters()).device
     size = batch_size_for(device)
-    head = get_classifier(model)[1] if features or precision != "float32" else None
+    head = None
+    if features or precision != "float32":
+        with nullcontext() if features else suppress(ValueError):  # one that ends in another layer computes as a whole
+            head = get_classifier(model)[1]
     received: list[Tensor] = []
     keep = head.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0])) if head is not None else None
     rounded = torch.autocast(device.type, dtype_of(precision)) if precision != "float32" else nullcontext()

@@ -27,7 +27,7 @@ from cropkit.training.guards import (
 from cropkit.training.inference import answers
 from cropkit.training.memory import keep_freed_memory
 from cropkit.training.precision import dtype_of, precision_of
-from cropkit.training.processes import copy_buffers_from_first, share_of_batch, together, total
+from cropkit.training.processes import copy_buffers_from_first, ranks, share_of_batch, together, total
 
 HISTORY = ["epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
 
@@ -123,7 +123,8 @@ def fit(
             if checkpoint is not None:
                 checkpoint.save()
     except KeyboardInterrupt:  # what there is so far is returned
-        pass
+        if ranks() > 1:  # the others may wait elsewhere; the last saving is whole
+            raise
     if checkpoint is not None:
         checkpoint.finish(model)
     elif best_weights is not None:

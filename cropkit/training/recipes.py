@@ -65,7 +65,10 @@ def fine_tune(
     """
     if recipe not in RATES:
         raise ValueError(f"recipe {recipe!r} is unknown; known are 'lp_ft' and 'sgd_step'.")
-    check_head(model, class_names_of(loaders["train"]) or [])
+    class_names = class_names_of(loaders["train"])
+    if class_names is None:
+        raise ValueError("fine_tune needs photos with class names, as from make_loaders.")
+    check_head(model, class_names)
     rate = learning_rate or RATES[recipe]
     unfreeze(model)
     if recipe == "sgd_step":
