@@ -292,7 +292,7 @@ def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
 
 def _labels(runs: Sequence[Any]) -> list[str]:
     """For each run its method, and those settings but the seed in which the runs differ."""
-    configs = [asdict(run.config.resolved()) for run in runs]
+    configs = [asdict(run.config) for run in runs]
     differ = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
     named = ["method"] + [name for name in differ if name not in ("method", "seed")]
     plain = ("method", "arch", "weights", "recipe")
