@@ -136,6 +136,11 @@ class Run:
         metrics: ``val_accuracy``, ``val_loss``, ``test_accuracy``, ``test_loss`` of the best epoch's model.
         predictions: of val and test as from `predict`, with a column ``split``.
         seconds: at work, features included; without what was lost to a kill.
+
+    Example:
+        >>> run = run_experiment(Config("mobilenet_v3_small", None, "feature_extraction"), catalog, "runs")
+        >>> run.predictions["split"].value_counts().to_dict()
+        {'val': 4, 'test': 4}
     """
 
     folder: Path
@@ -171,8 +176,9 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
         OSError: if it cannot be written; found before the first epoch.
 
     Example:
-        >>> run = run_experiment(Config(method="feature_extraction"), catalog, "runs")  # doctest: +SKIP
-        >>> run.metrics["val_accuracy"]  # doctest: +SKIP
+        >>> run = run_experiment(Config("mobilenet_v3_small", None, "feature_extraction"), catalog, "runs")
+        >>> run.finished, sorted(run.metrics)
+        (True, ['test_accuracy', 'test_loss', 'val_accuracy', 'val_loss'])
     """
     folder = Path(out).expanduser() / config.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +215,9 @@ def run_grid(
         ValueError: if a field cannot be what it is, or its values are not listed; before anything is trained.
 
     Example:
-        >>> run_grid(Config(epochs=3), catalog, "runs", seed=range(3))  # doctest: +SKIP
+        >>> config = Config("mobilenet_v3_small", None, "feature_extraction")
+        >>> [run.config.seed for run in run_grid(config, catalog, "runs", seed=range(3))]
+        [0, 1, 2]
     """
     for name, each in values.items():
         if isinstance(each, str) or not isinstance(each, Iterable):
@@ -226,9 +234,21 @@ def run_grid(
 def read_runs(out: str | os.PathLike[str]) -> list[Run]:
     """The runs below a folder, by name; nothing is trained.
 
+    Args:
+        out: the folder for runs.
+
+    Returns:
+        All of them, those that were interrupted too.
+
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if a folder there holds something else, or is damaged.
+
+    Example:
+        >>> config = Config("mobilenet_v3_small", None, "feature_extraction")
+        >>> run = run_experiment(config, catalog, "runs")
+        >>> run.folder in [known.folder for known in read_runs("runs")]
+        True
     """
     return [run for run, _ in _read_all(out)]
 
@@ -253,6 +273,9 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     Choose by val, and look at test once, when the choice is made.
 
+    Args:
+        out: the folder for runs.
+
     Returns:
         One row a run, named as its folder: ``method`` and the other fields of `Config` in which the runs differ,
         ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`), ``seconds``.
@@ -263,7 +286,10 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: if they saw different photos, or a folder there holds something else.
 
     Example:
-        >>> compare_runs("runs")  # doctest: +SKIP
+        >>> config = Config("mobilenet_v3_small", None, "feature_extraction")
+        >>> runs = run_grid(config, catalog, "runs", seed=range(3))
+        >>> list(compare_runs("runs").columns)
+        ['method', 'seed', 'val_accuracy', 'test_accuracy', 'low', 'high', 'seconds']
     """
     rows, runs = [], _read_all(out)
     first, seen = runs[0][0].folder.name, runs[0][1]["data"]
@@ -562,6 +588,12 @@ def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], 
 
     Raises:
         ValueError: if no photo is left to count, or it is not known what the model learned from.
+
+    Example:
+        >>> run = run_experiment(Config("mobilenet_v3_small", None, "feature_extraction"), catalog, "runs")
+        >>> len(predict_unseen(run.folder, "photos"))
+        4 photos are the run's own test photos; 17 others do not count
+        4
     """
     model = Path(model)
     folder = model if model.is_dir() else model.parent

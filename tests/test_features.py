@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from cropkit import create_model, evaluate, extract_features, fit_head, make_loaders, predict, scan, split
 from cropkit.training import features
+from cropkit.training.inference import BATCH, answers
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,21 @@ def test_a_photo_has_the_same_features_whatever_else_is_computed_with_it(model, 
     assert torch.equal(alone, torch.cat([whole[:5], whole[-2:]]))
     shared = extract_features(model, make_loaders(catalog, model)["train"], cache=tmp_path, precision="float32")
     assert torch.equal(shared.tensors[0], whole)  # also where another catalog left some of them in the cache
+
+
+def test_a_last_batch_is_filled_up_so_that_a_photo_has_the_same_logits_in_any_batch(model, make_photos):
+    catalog = split(scan(make_photos({"apple": 10, "pear": 11})), fractions=(1, 0, 0))
+    sizes = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+
+    def logits(photos):
+        return torch.cat([batch for batch, _ in answers(model, make_loaders(photos, model)["train"], "float32", "")])
+
+    whole, some = logits(catalog), logits(pd.concat([catalog.iloc[:4], catalog.iloc[-1:]]))
+    hook.remove()
+    assert torch.equal(some, torch.cat([whole[:4], whole[-1:]]))
+    # Some kernels round otherwise for a batch of another size; which ones depends on the processor.
+    assert sizes == [BATCH] * 3
 
 
 def test_a_cache_that_cannot_be_written_only_warns(model, loaders, tmp_path):

@@ -86,6 +86,12 @@ def passed_over(root: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if there is no such folder.
+
+    Example:
+        >>> _ = Path("photos/notes.txt").write_text("taken in May")
+        >>> passed_over("photos")
+                path              reason
+        0  notes.txt  not a photo (.txt)
     """
     return pd.DataFrame(_rows(Path(root).expanduser())[1], columns=["path", "reason"])
 
@@ -298,7 +304,19 @@ def _note(path: Path, photo: Image.Image) -> str:
 
 
 def good_photos(catalog: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a catalog without a problem, numbered anew."""
+    """The rows of a catalog without a problem, numbered anew.
+
+    Args:
+        catalog: from `scan`.
+
+    Returns:
+        A new catalog with the same columns.
+
+    Example:
+        >>> good_photos(pd.DataFrame({"path": ["1.jpg", "2.jpg"], "problem": ["is empty (0 bytes)", ""]}))
+            path problem
+        0  2.jpg
+    """
     return catalog[catalog["problem"] == ""].reset_index(drop=True)
 
 
@@ -307,6 +325,9 @@ def class_names(catalog: pd.DataFrame) -> list[str]:
 
     Args:
         catalog: from `scan`.
+
+    Returns:
+        At least two names.
 
     Raises:
         ValueError: if there are fewer than two.

@@ -90,12 +90,34 @@ def keep(path: Path, data: bytes) -> None:
 
 
 def cache_size(cache: str | os.PathLike[str]) -> int:
-    """Bytes that a cache takes on disk; 0 where there is none."""
+    """How much of the disk a cache takes.
+
+    Args:
+        cache: a folder that was given as ``cache``.
+
+    Returns:
+        Bytes; 0 where there is none.
+
+    Example:
+        >>> photo = open_resized("photos/apple/0.jpg", 32, "bilinear", cache="cache")
+        >>> cache_size("cache") > 0
+        True
+    """
     return sum(file.stat().st_size for folder in _folders(cache) for file in folder.rglob("*") if file.is_file())
 
 
 def clear_cache(cache: str | os.PathLike[str]) -> None:
-    """Delete what cropkit keeps in a cache, and nothing else that may be there."""
+    """Delete what cropkit keeps in a cache, and nothing else that may be there.
+
+    Args:
+        cache: a folder that was given as ``cache``.
+
+    Example:
+        >>> photo = open_resized("photos/apple/0.jpg", 32, "bilinear", cache="cache")
+        >>> clear_cache("cache")
+        >>> cache_size("cache")
+        0
+    """
     for folder in _folders(cache):
         shutil.rmtree(folder)
 

@@ -180,6 +180,12 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
 
     Raises:
         ValueError: if a label is not in `class_names`; names the label and the photo.
+
+    Example:
+        >>> dataset = CropDataset(catalog, ["apple", "pear"], model.preprocessing)
+        >>> photo, target = dataset[0]
+        >>> photo.shape, dataset.class_names[target]
+        (torch.Size([3, 224, 224]), 'apple')
     """
 
     def __init__(
@@ -283,9 +289,10 @@ def make_loaders(
             model's classes.
 
     Example:
-        >>> from cropkit import create_model, prepare
-        >>> catalog, _ = prepare("photos")  # doctest: +SKIP
-        >>> loaders = make_loaders(catalog, create_model("efficientnet_lite0"))  # doctest: +SKIP
+        >>> loaders = make_loaders(catalog, model, batch_size=4)
+        >>> photos, targets = next(iter(loaders["train"]))
+        >>> photos.shape, targets.shape
+        (torch.Size([4, 3, 224, 224]), torch.Size([4]))
     """
     names = getattr(model, "class_names", None)
     if names is None:

@@ -404,6 +404,10 @@ def crosshair_pixel(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
     Raises:
         ValueError: if the target lies outside the photo, as where a photo lies on its side and EXIF does not say so.
+
+    Example:
+        >>> crosshair_pixel({"target_x": "-100", "target_y": "50", "width": 640, "height": 480})
+        (220, 190)
     """
     told = [row["target_x"], row["target_y"]]
     if any(value in ("", None) or value != value for value in told):  # NaN differs from itself
@@ -423,7 +427,17 @@ def crosshair_pixel(row: Mapping[str, Any]) -> tuple[int, int] | None:
 def crop_around(photo: Image.Image, pixel: tuple[int, int], side: int) -> Image.Image:
     """A square of `side` pixels round a pixel, moved inwards where it would leave the photo.
 
-    It is smaller than `side` only if the photo is.
+    Args:
+        photo: of any mode.
+        pixel: column and row of the middle.
+        side: in pixels.
+
+    Returns:
+        The square; smaller than `side` only if the photo is.
+
+    Example:
+        >>> crop_around(Image.new("RGB", (640, 480)), (630, 240), 200).size
+        (200, 200)
     """
     side = min(side, *photo.size)
     left, top = (min(max(p - side // 2, 0), length - side) for p, length in zip(pixel, photo.size, strict=True))

@@ -43,8 +43,11 @@ def predict(model: nn.Module, photos: DataLoader | str | os.PathLike[str]) -> pd
         ValueError: if a folder holds no photo, or the model does not know its classes.
 
     Example:
-        >>> predictions = predict(model, loaders["val"])  # doctest: +SKIP
-        >>> inbox = predict(load_model("best.safetensors"), "inbox")  # doctest: +SKIP
+        >>> predictions = predict(model, loaders["val"])
+        >>> list(predictions.columns)
+        ['path', 'target', 'predicted', 'probability', 'loss', 'p_apple', 'p_pear', 'root']
+        >>> len(predict(model, "photos"))
+        21
     """
     if not isinstance(photos, DataLoader):
         return _predict_folder(model, Path(photos).expanduser())
@@ -74,7 +77,8 @@ def _predict_folder(model: nn.Module, root: Path) -> pd.DataFrame:
     catalog = pd.DataFrame({"path": paths, "root": str(root)})
     dataset = CropDataset(catalog, list(names), preprocessing_of(model))
     table = _table(dataset, list(names), _log_probabilities(model, DataLoader(dataset), list(names)))
-    problem = table["path"].map(collected(dataset.problems)).fillna("")
+    problems = collected(dataset.problems)
+    problem = table["path"].map(lambda path: problems.get(path, ""))
     table.insert(3, "problem", problem)
     table.loc[problem != "", "predicted"] = ""
     table.loc[problem != "", ["probability", *(f"p_{name}" for name in names)]] = float("nan")

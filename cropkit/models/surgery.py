@@ -368,6 +368,15 @@ def freeze_batchnorm(model: nn.Module) -> None:
 
     With few photos a batch's own mean and variance are poor estimates, and a fine-tuned model is better off without
     them. `unfreeze` takes it back.
+
+    Args:
+        model: any module.
+
+    Example:
+        >>> model = create_model("resnet18", num_classes=33, weights=None)
+        >>> freeze_batchnorm(model)
+        >>> model.train().bn1.training, model.bn1.weight.requires_grad
+        (False, True)
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -398,6 +407,9 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     Args:
         model: any module.
         trainable_only: count only what learns.
+
+    Returns:
+        Single numbers, so a layer of shape (33, 512) counts 16,896.
 
     Example:
         >>> count_parameters(nn.Linear(512, 33))

@@ -72,7 +72,18 @@ def _place(file: WeightFile) -> Path:
 
 
 def has_weights(arch: str) -> bool:
-    """Whether an architecture's ImageNet weights are on this machine, so that `create_model` needs no download."""
+    """Whether an architecture's ImageNet weights are on this machine, so that `create_model` needs no download.
+
+    Args:
+        arch: as for `create_model`.
+
+    Returns:
+        False also for a name that is unknown, and for timm's models, which keep their files to themselves.
+
+    Example:
+        >>> has_weights("efficientnet_lite0")
+        True
+    """
     file = WEIGHT_FILES.get(arch)
     return file is not None and _place(file).exists()
 
@@ -126,6 +137,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, holds no state dict, or would run code when read.
+
+    Example:
+        >>> torch.save({"state_dict": {"module.fc.weight": torch.zeros(2, 3)}}, "mine.pth")
+        >>> read_state_dict("mine.pth")["fc.weight"].shape
+        torch.Size([2, 3])
     """
     path = Path(path)
     if not path.is_file():

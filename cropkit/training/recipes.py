@@ -61,7 +61,9 @@ def fine_tune(
         ValueError: if the recipe is unknown, and as `fit` does.
 
     Example:
-        >>> history = fine_tune(model, loaders, epochs=6)  # doctest: +SKIP
+        >>> history = fine_tune(model, loaders, epochs=1)
+        >>> history["epoch"].tolist()
+        [1]
     """
     if recipe not in RATES:
         raise ValueError(f"recipe {recipe!r} is unknown; known are 'lp_ft' and 'sgd_step'.")
@@ -111,6 +113,11 @@ def fit_sgd_step(
 
     Returns:
         What `fit` returns.
+
+    Example:
+        >>> history = fit_sgd_step(model, loaders, epochs=8)
+        >>> history["learning_rate"].round(4).tolist()
+        [0.001, 0.001, 0.001, 0.001, 0.001, 0.001, 0.001, 0.0001]
     """
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=learning_rate, momentum=0.9)
     scheduler = StepLR(optimizer, step_size=7, gamma=0.1)
