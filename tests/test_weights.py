@@ -10,15 +10,17 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from cropkit import create_model, get_classifier
+from cropkit import create_model, get_classifier, open_photo
+from cropkit.data import transforms_for
 from cropkit.models import MissingWeights, has_weights, read_state_dict
-from cropkit.models.weights import WEIGHT_FILES, WeightFile
+from cropkit.models.weights import LITE_FILES, WEIGHT_FILES, WeightFile, find_weights
 
 
 @pytest.fixture
@@ -57,18 +59,37 @@ def test_table_holds_an_address_and_a_hash_for_every_file():
     assert WEIGHT_FILES["resnet18"].name == "resnet18-f37072fd.pth"
 
 
-def test_lite0_holds_the_published_weights():
-    model = create_model("efficientnet_lite0")
-    state = read_state_dict_of_lite0()
-    assert len(state) == len(model.state_dict()) == 296
+@pytest.mark.parametrize(("arch", "tensors"), [(f"efficientnet_lite{k}", n) for k, n in enumerate((296, 386, 386))])
+def test_lite_models_hold_the_published_weights(arch, tensors):
+    model = create_model(arch)
+    state = read_state_dict(find_weights(arch))
+    assert len(state) == len(model.state_dict()) == tensors
+    assert all(a.shape == b.shape for a, b in zip(model.state_dict().values(), state.values(), strict=True))
     assert torch.equal(model.classifier.weight, state["_fc.weight"])
     assert torch.equal(model.bn1.running_var, state["_bn0.running_var"])
 
 
-def read_state_dict_of_lite0():
-    from cropkit.models.weights import find_weights
+# Classes of grocery36 that ImageNet has too, and what it calls them.
+IN_IMAGENET = {
+    "banana": "banana",
+    "cucumber": "cucumber",
+    "lemon": "lemon",
+    "orange": "orange",
+    "pineapple": "pineapple",
+    "pomegranate": "pomegranate",
+}
 
-    return read_state_dict(find_weights("efficientnet_lite0"))
+
+@pytest.mark.parametrize("arch", LITE_FILES)
+def test_lite_models_name_real_photos_of_imagenets_classes(arch, real_data):
+    photos = pd.read_csv(real_data / "index.csv").query("label in @IN_IMAGENET").groupby("label").head(10)
+    model = create_model(arch).eval()
+    batch = torch.stack([transforms_for(model)(open_photo(real_data / path, min_side=300)) for path in photos["path"]])
+    with torch.no_grad():
+        answers = model(batch).argmax(dim=1)
+    names = torchvision.models.AlexNet_Weights.DEFAULT.meta["categories"]  # ImageNet's, the same for all
+    right = [names[answer] == IN_IMAGENET[label] for answer, label in zip(answers, photos["label"], strict=True)]
+    assert sum(right) > len(photos) / 2
 
 
 def test_weights_are_downloaded_once_and_loaded(cache, served, monkeypatch):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cropkit.data.datasets import preprocessing_of
-from cropkit.models.weights import WEIGHT_FILES, MissingWeights, StateDict, find_weights, read_state_dict
+from cropkit.models.weights import LITE_FILES, WEIGHT_FILES, MissingWeights, StateDict, find_weights, read_state_dict
 
 # The side, in pixels, of the blank photo that is tried on a model which does not say what it expects.
 DEFAULT_CROP = 224
@@ -37,8 +37,9 @@ def create_model(
     """Make an image classifier.
 
     Args:
-        arch: ``"efficientnet_lite0"`` (its ImageNet weights need no network), any torchvision classifier
-            (``"alexnet"``, ``"resnet18"``, ``"mobilenet_v3_large"``, ...), or ``"timm/<name>"`` for one of timm's.
+        arch: ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"`` (their ImageNet weights
+            need no network), any torchvision classifier (``"alexnet"``, ``"resnet18"``, ``"mobilenet_v3_large"``, ...),
+            or ``"timm/<name>"`` for one of timm's.
         num_classes: None keeps the head that comes with the weights; a number >= 2 replaces it by a new, random one.
         weights: ``"imagenet"``, None for random weights, or the path of a checkpoint of one's own
             (see `read_state_dict`), whose head may have any number of outputs.
@@ -71,8 +72,8 @@ def create_model(
 
 
 def _build(arch: str) -> nn.Module:
-    if arch == "efficientnet_lite0":
-        model = _build_timm("timm/tf_efficientnet_lite0", pretrained=False)
+    if arch in LITE_FILES:
+        model = _build_timm(f"timm/tf_{arch}", pretrained=False)
         return _describe(model, arch, preprocessing_of(model))
     if arch.startswith("timm/"):
         return _build_timm(arch, pretrained=False)
@@ -134,8 +135,8 @@ def _build_timm(arch: str, *, pretrained: bool) -> nn.Module:
 def _load_imagenet(model: nn.Module, arch: str) -> None:
     path = find_weights(arch)
     state = read_state_dict(path)
-    if arch == "efficientnet_lite0":
-        # The same 296 tensors in the same order under other names: _conv_stem.weight is timm's conv_stem.weight.
+    if arch in LITE_FILES:
+        # The same tensors in the same order under other names: _conv_stem.weight is timm's conv_stem.weight.
         state = OrderedDict(zip(model.state_dict(), state.values(), strict=True))
     if arch.startswith("densenet"):  # published with names that PyTorch no longer allows
         state = OrderedDict((re.sub(r"(norm|relu|conv)\.(?=[12]\.)", r"\1", name), t) for name, t in state.items())

