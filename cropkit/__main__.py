@@ -112,18 +112,20 @@ def evaluate(
     return json.dumps(scores, indent=1)
 
 
-def predict(model: Path, data: Path, out: Path | None = None) -> str:
+def predict(model: tyro.conf.UseAppendAction[tuple[Path, ...]], data: Path, out: Path | None = None) -> str:
     """Name every photo of a folder, labelled or not, however nested; prints CSV: filename,label.
 
     Files that cannot be read have a row without a label, and are named on stderr.
 
     Args:
-        model: a run's folder, or its best.safetensors.
+        model: a run's folder, or its best.safetensors; given several times, the models answer together.
         data: folder of photos.
         out: file for the CSV, instead of printing it.
     """
-    trained = load_model(model).to("cuda" if torch.cuda.is_available() else "cpu")
-    table = predictions.predict(trained, data)
+    if not model:
+        raise ValueError("no model is named. Give --model <a run's folder>, once for each model.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = predictions.average(*(predictions.predict(load_model(one).to(device), data) for one in model))
     for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
         print(f"not readable: {row.path} ({row.problem})")
     answer = table.rename(columns={"path": "filename", "predicted": "label"})[["filename", "label"]].to_csv(index=False)

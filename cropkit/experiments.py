@@ -31,9 +31,10 @@ from cropkit.evaluation.predictions import predict
 from cropkit.models.surgery import create_model, freeze_backbone, get_classifier
 from cropkit.training.checkpoints import METRICS, STOPPED, Checkpoint, load_model, write_lines
 from cropkit.training.features import features_for_head, fit_head
+from cropkit.training.loop import HISTORY
 from cropkit.training.precision import Precision, resolve_precision
 from cropkit.training.processes import from_first, rank, ranks, wait_for_all
-from cropkit.training.recipes import RATES, fine_tune, fit_sgd_step
+from cropkit.training.recipes import SGD_RATE, fine_tune, fit_sgd_step
 
 # The recipes of each method, the default first.
 RECIPES = {
@@ -41,6 +42,7 @@ RECIPES = {
     "fine_tuning": ("lp_ft", "sgd_step"),
     "from_scratch": ("sgd_step",),
 }
+LARGER = 8 / 7  # of the weights' own resolution, which serves a frozen backbone best for its cost
 RECORD, PREDICTIONS, SPLIT = "config.json", "predictions.csv", "split.csv"
 PREDICTED = ["path", "target", "predicted", "probability", "loss", "split"]
 SPLIT_COLUMNS = ["path", "label", "split", "sha256", "phash", "dhash", "root"]
@@ -59,6 +61,10 @@ class Config:
             scratch; the first of them unless given.
         epochs: passes over the training photos, >= 1; of no meaning to "logistic".
         learning_rate: the recipe's own unless given; see `fine_tune`.
+        resolution: pixels of the square that the network sees; None is the weights' own. "auto" is that too, but for
+            the recipe "logistic", where it is 8/7 of it if the network takes such pictures.
+        mirror: fit a head to photos and their mirror images, and answer by both together; "auto" does so in the recipe
+            "lp_ft", where it costs little beside the training.
         precision: "float32" or "bfloat16"; "auto" decides by the processor, see `resolve_precision`.
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
@@ -78,6 +84,8 @@ class Config:
     recipe: Literal["logistic", "lp_ft", "sgd_step"] | None = None
     epochs: int = 6
     learning_rate: float | None = None
+    resolution: int | Literal["auto"] | None = "auto"
+    mirror: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"
     batch_size: int = 32
     augment: bool = True
@@ -96,7 +104,11 @@ class Config:
         # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
         if self.weights is not None:
             object.__setattr__(self, "weights", os.fspath(self.weights))
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        if self.mirror not in (True, False, "auto"):
+            raise ValueError(f"mirror is {self.mirror!r}, but must be True, False or 'auto'.")
+        object.__setattr__(self, "mirror", self.mirror if self.mirror == "auto" else bool(self.mirror))
+        whole = [("epochs", 1), ("batch_size", 1), ("seed", 0)]
+        for name, least in whole if self.resolution in (None, "auto") else [*whole, ("resolution", 32)]:
             try:
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
             except TypeError as error:
@@ -109,12 +121,23 @@ class Config:
                 raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
 
     def resolved(self) -> "Config":
-        """The same config with nothing left open but the precision, which the machine decides."""
+        """The same config with nothing left open but the precision, which the machine decides, and what the network and
+        the number of photos decide: the resolution and lp_ft's rate."""
         recipe: Any = self.recipe or RECIPES[self.method][0]
         weights = None if self.method == "from_scratch" else self.weights
-        rate = self.learning_rate or RATES.get(recipe)
+        rate = self.learning_rate or (SGD_RATE if recipe == "sgd_step" else None)
+        mirror = recipe == "lp_ft" if self.mirror == "auto" else self.mirror
+        resolution = None if self.resolution == "auto" and recipe != "logistic" else self.resolution
         wanted: Any = self.precision if self.precision != "auto" else os.environ.get("CROPKIT_PRECISION") or "auto"
-        return replace(self, recipe=recipe, weights=weights, learning_rate=rate, precision=wanted)
+        return replace(
+            self,
+            recipe=recipe,
+            weights=weights,
+            learning_rate=rate,
+            resolution=resolution,
+            mirror=mirror,
+            precision=wanted,
+        )
 
     @property
     def name(self) -> str:
@@ -363,10 +386,9 @@ def _train_and_test(
         begun is not None and begun["environment"]["processes"] == ranks()
     ):  # another number would add up in another order
         torch.set_num_threads(begun["environment"]["threads"])
-    torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = create_model(config.arch, num_classes=len(checkpoint.class_names), weights=config.weights).to(device)
-    record["starting_weights"] = _digest(model)
+    model = _create(config, len(checkpoint.class_names)).to(device)
+    record |= {"starting_weights": _digest(model), "preprocessing": preprocessing_of(model)}
     if begun is not None:
         _refuse_others(folder, begun, record)
         record = begun
@@ -398,7 +420,7 @@ def _train_and_test(
     )
     try:
         history = _train(config, model, loaders, cache, checkpoint, record["precision"])
-        if config.recipe != "logistic" and len(history) < config.epochs:
+        if config.recipe != "logistic" and history["epoch"].max() < config.epochs:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit):
         _write_json(folder / RECORD, record | {"seconds": checkpoint.seconds})
@@ -419,6 +441,22 @@ def _train_and_test(
     return record
 
 
+def _create(config: Config, num_classes: int) -> nn.Module:
+    """The model of a config, its head made for so many classes, at the resolution that the config asks for."""
+
+    def create(resolution: int | None) -> nn.Module:
+        torch.manual_seed(config.seed)
+        return create_model(config.arch, num_classes=num_classes, weights=config.weights, resolution=resolution)
+
+    if config.resolution != "auto":
+        return create(config.resolution)
+    own = preprocessing_of(create_model(config.arch, weights=None))["crop_size"]
+    try:
+        return create(round(own * LARGER))
+    except ValueError:  # a network for pictures of one size; any other error comes again
+        return create(None)
+
+
 def _train(
     config: Config,
     model: nn.Module,
@@ -436,12 +474,14 @@ def _train(
             recipe=config.recipe or "",
             cache=cache,
             learning_rate=rate,
+            mirror=bool(config.mirror),
             precision=precision["training"],
             feature_precision=precision["features"],
             checkpoint=checkpoint,
         )
     freeze_backbone(model)
-    features = features_for_head(model, loaders, cache=cache, precision=precision["features"])
+    mirror = bool(config.mirror)
+    features = features_for_head(model, loaders, cache=cache, precision=precision["features"], mirror=mirror)
     if config.recipe == "logistic":
         return fit_head(model, features)
     # A matter of seconds, so nothing is saved meanwhile.
@@ -452,10 +492,12 @@ def _train(
     on_features: dict[str, DataLoader] = {}
     for split, data in features.items():  # each its own numbers, so that an evaluation does not change the order
         order = torch.Generator().manual_seed(config.seed)
-        on_features[split] = DataLoader(data, config.batch_size, shuffle=split == "train", generator=order)
-    history = fit_sgd_step(head, on_features, epochs=config.epochs, learning_rate=rate or RATES["sgd_step"])
+        training = split == "train"
+        rows = data if training else data.one_a_photo()
+        on_features[split] = DataLoader(rows, config.batch_size, shuffle=training, generator=order)
+    history = fit_sgd_step(head, on_features, epochs=config.epochs, learning_rate=rate or SGD_RATE)
     model.to(device)
-    model.__dict__.update(class_names=features["train"].class_names, precision=precision["features"])
+    features["train"].tell(model)
     return history
 
 
@@ -523,9 +565,8 @@ def _read(folder: Path, config: Config, record: dict[str, Any]) -> Run:
     """The run as its files have it; one that was interrupted has no predictions yet."""
     lines = (folder / METRICS).read_text().splitlines() if (folder / METRICS).exists() else []
     history = pd.DataFrame([json.loads(line) for line in lines])
-    for column in ("val_loss", "val_accuracy"):
-        if column in history:
-            history[column] = history[column].astype(float)  # null is NaN
+    for column in history.columns.intersection(HISTORY[1:]):
+        history[column] = history[column].astype(float)  # null is NaN
     if not record["finished"]:
         return Run(folder, config, False, history, {}, pd.DataFrame(columns=PREDICTED), math.nan)
     if not (folder / PREDICTIONS).exists():

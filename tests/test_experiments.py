@@ -64,7 +64,7 @@ def test_a_run_leaves_what_is_needed_and_is_repeated_bit_for_bit(catalog, tmp_pa
         for use, in_training in expected.items()
     }
     if "epoch" in run.history:
-        assert run.history["epoch"].tolist() == [1, 2]
+        assert run.history["epoch"].tolist() == [0, 1, 2]
     model = load_model(run.folder / "best.safetensors")
     told = predict(model, make_loaders(catalog, model)["test"])
     kept = run.predictions[run.predictions["split"] == "test"].reset_index(drop=True)
@@ -81,7 +81,7 @@ def test_an_experiment_does_what_fine_tune_does(catalog, tmp_path):
     torch.manual_seed(0)
     model = cropkit.create_model("mobilenet_v3_small", weights=None, num_classes=2)
     history = cropkit.fine_tune(model, make_loaders(catalog, model, batch_size=4), epochs=2)
-    assert history["train_loss"].tolist() == run.history["train_loss"].tolist()
+    assert history["train_loss"][1:].tolist() == run.history["train_loss"][1:].tolist()
 
 
 def test_a_finished_run_is_returned_at_once(catalog, tmp_path, monkeypatch):
@@ -108,6 +108,9 @@ def test_another_config_has_another_folder():
         ({"seed": 2**70}, "below 2"),
         ({"epochs": 1.0}, "epochs is 1.0, but must be a whole number"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"resolution": 16}, "resolution is 16, but must be at least 32"),
+        ({"resolution": "large"}, "resolution is 'large', but must be a whole number"),
+        ({"mirror": "both"}, "mirror is 'both'"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, said):
@@ -185,7 +188,7 @@ def test_a_damaged_record_is_named_and_one_that_is_lost_lets_nothing_old_in(cata
     with monkeypatch.context() as patch:
         patch.setattr(cropkit.experiments, "predict", interrupted)
         run = run_experiment(SCRATCH, catalog, tmp_path / "cut")
-    assert not run.finished and len(run.history) == 2
+    assert not run.finished and len(run.history) == 3
     (run.folder / "config.json").write_text("")
     with pytest.raises(ValueError, match=r"config\.json: is damaged"):
         run_experiment(SCRATCH, catalog, tmp_path / "cut")
@@ -279,15 +282,15 @@ def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_pat
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == 3:  # of the second epoch
             raise KeyboardInterrupt
         return evaluate(*args)
 
     monkeypatch.setattr(cropkit.training.loop, "evaluate", interrupted)
     run = run_experiment(SCRATCH, catalog, tmp_path / "cut", num_workers=2)
     assert not run.finished
-    assert run.history["epoch"].tolist() == [1]
-    assert load_model(run.folder / "best.safetensors").metrics["epoch"] == 1
+    assert run.history["epoch"].tolist() == [0, 1]
+    assert load_model(run.folder / "best.safetensors").metrics["epoch"] in (0, 1)
     assert no_children()
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
 
@@ -477,6 +480,34 @@ def test_a_method_can_be_replaced_without_keeping_what_belonged_to_the_other():
     assert tuned.name == Config().name and tuned.resolved().weights == "imagenet"
     assert replace(Config(), method="feature_extraction").resolved().recipe == "logistic"
     assert Config(weights=None, method="from_scratch").name == scratch.name
+
+
+@pytest.mark.parametrize(
+    ("fields", "side", "mirror"),
+    [
+        ({"method": "feature_extraction"}, 256, False),
+        ({"method": "feature_extraction", "recipe": "sgd_step"}, 224, False),
+        ({"method": "feature_extraction", "resolution": None, "mirror": True}, 224, True),
+        ({"method": "fine_tuning", "resolution": 128}, 128, True),
+    ],
+)
+def test_resolution_and_mirror_are_recorded_and_travel_with_the_model(catalog, tmp_path, fields, side, mirror):
+    run = run_experiment(Config(**(TINY | fields | {"epochs": 1})), catalog, tmp_path)
+    model = load_model(run.folder)
+    assert (model.preprocessing["crop_size"], model.mirror) == (side, mirror)
+    assert json.loads((run.folder / "config.json").read_text())["preprocessing"] == model.preprocessing
+    test = run.predictions[run.predictions["split"] == "test"].reset_index(drop=True)
+    again = predict(model, Path(catalog["root"].iloc[0])).set_index("path").loc[test["path"]]
+    assert again["predicted"].tolist() == test["predicted"].tolist()
+    assert np.allclose(again["probability"], test["probability"], atol=1e-6)
+
+
+def test_a_network_for_pictures_of_one_size_keeps_it_where_nobody_chose(catalog):
+    config = Config(arch="vit_b_32", weights=None, method="feature_extraction").resolved()
+    assert config.resolution == "auto"
+    assert cropkit.experiments._create(config, 2).preprocessing["crop_size"] == 224
+    with pytest.raises(ValueError, match="could not classify one blank photo"):
+        cropkit.experiments._create(replace(config, resolution=256), 2)
 
 
 def test_a_run_passes_at_most_two_blank_photos_through_the_model(catalog, tmp_path, monkeypatch):

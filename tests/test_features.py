@@ -8,8 +8,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cropkit import create_model, evaluate, extract_features, fit_head, make_loaders, predict, scan, split
-from cropkit.training import features
+from cropkit import create_model, evaluate, extract_features, fit_head, load_model, make_loaders, predict, scan, split
+from cropkit.training import Features, features, save_model
 from cropkit.training.inference import BATCH, answers
 
 
@@ -87,11 +87,7 @@ def test_other_weights_and_another_transform_use_nothing_that_is_kept(model, loa
     assert sum(counts) == len(loaders["train"].dataset)
     smaller = copy.deepcopy(model)
     smaller.preprocessing = model.preprocessing | {"crop_size": 192}
-    with pytest.raises(ValueError, match=r"another model \(crop_size: 224 given, 192 expected\)"):
-        extract_features(smaller, loaders["train"])
-    others = copy.copy(loaders["train"].dataset)
-    others.preprocessing = smaller.preprocessing
-    extract_features(smaller, DataLoader(others), cache=tmp_path, precision="float32")
+    extract_features(smaller, loaders["train"], cache=tmp_path, precision="float32")
     assert sum(counts) == 2 * len(loaders["train"].dataset)
     statistics = copy.deepcopy(model)
     statistics.bn1.running_mean.add_(0.1)
@@ -256,6 +252,53 @@ def test_a_head_without_bias_is_fitted_too(model, classes):
     bare.classifier = nn.Linear(1280, classes, bias=False)
     targets = torch.arange(30) % classes
     vectors = torch.nn.functional.one_hot(targets, 1280).float()
-    data = torch.utils.data.TensorDataset(vectors, targets)
+    data = Features(vectors, targets, [f"class {k}" for k in range(classes)], "float32")
     fit_head(bare, {"train": data, "val": data})
     assert torch.equal(bare.classifier(vectors).argmax(dim=1), targets)
+
+
+def test_mirror_images_double_the_features_and_a_models_answer_is_the_mean_of_both(model, make_photos, tmp_path):
+    catalog = split(scan(make_photos({"apple": 12, "pear": 12})))
+    mine = copy.deepcopy(model)
+    loaders = make_loaders(catalog, mine)
+    data = {s: extract_features(mine, loaders[s], cache=tmp_path, mirror=True) for s in ("train", "val")}
+    plain = extract_features(mine, loaders["val"], cache=tmp_path)
+    count = len(plain)
+    vectors, targets = data["val"].tensors
+    assert torch.equal(vectors[:count], plain.tensors[0]) and torch.equal(targets[:count], targets[count:])
+    photos = torch.stack([photo.flip(2) for photo, _ in loaders["val"].dataset])
+    with torch.no_grad():
+        logits = mine.eval()(photos)
+        assert torch.allclose(mine.classifier(vectors[count:]), logits, atol=1e-3)
+    history = fit_head(mine, data)
+    assert mine.mirror and mine.preprocessing == model.preprocessing
+    accuracy = history.loc[history["chosen"], "val_accuracy"].item()
+    assert evaluate(mine, loaders["val"])[1] == pytest.approx(accuracy)
+    once, both = predict(mine, loaders["val"], mirror=False), predict(mine, loaders["val"])
+    assert not once.equals(both)
+    assert data["val"].one_a_photo().tensors[0].shape == plain.tensors[0].shape
+
+
+def test_a_heads_resolution_travels_with_the_model(model, make_photos, tmp_path):
+    catalog = split(scan(make_photos({"apple": 12, "pear": 12})))
+    mine = copy.deepcopy(model)
+    loaders = make_loaders(catalog, mine)  # at 224, as the weights were pretrained
+    data = {s: extract_features(mine, loaders[s], resolution=256) for s in ("train", "val")}
+    fit_head(mine, data)
+    assert mine.preprocessing == model.preprocessing | {"crop_size": 256, "resize_size": 293}
+    save_model(mine, tmp_path / "mine.safetensors", mine.class_names)
+    saved = load_model(tmp_path / "mine.safetensors")
+    made = create_model("efficientnet_lite0", num_classes=2, resolution=256)
+    assert saved.preprocessing == mine.preprocessing == made.preprocessing
+    found = predict(saved, loaders["val"])
+    assert found.equals(predict(saved, make_loaders(catalog, made)["val"]))
+    assert not found.equals(predict(saved, loaders["val"], resolution=224))
+    direct = mine.classifier(data["val"].tensors[0]).softmax(dim=1).detach().numpy()
+    assert np.allclose(found[["p_apple", "p_pear"]], direct, atol=1e-5)
+
+
+def test_a_network_for_pictures_of_one_size_says_so():
+    with pytest.raises(ValueError, match=r"could not classify one blank photo of shape \(1, 3, 256, 256\)"):
+        create_model("vit_b_32", weights=None, resolution=256)
+    with pytest.raises(ValueError, match="resolution is 8, but must be at least 32"):
+        create_model("resnet18", weights=None, resolution=8)

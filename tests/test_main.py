@@ -10,6 +10,7 @@ from PIL import Image
 
 from cropkit import Config, __main__, load_model, make_loaders, predict, prepare
 from cropkit.__main__ import main
+from cropkit.evaluation import average
 
 TINY = ["--arch", "mobilenet_v3_small", "--weights", "None", "--method", "feature_extraction"]
 
@@ -129,6 +130,16 @@ def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, 
     assert "not readable: a/broken.jpg" in err
 
 
+def test_several_models_answer_together(trained, data, tmp_path, capsys):
+    folder = trained[0]
+    assert main(["train", "--data", str(data), "--out", str(tmp_path), *TINY, "--mirror", "True"]) == 0
+    other = json.loads(capsys.readouterr().out)["run"]
+    assert main(["predict", "--model", folder, "--model", other, "--data", str(data)]) == 0
+    rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])
+    together = average(*(predict(load_model(one), data) for one in (folder, other)))
+    assert rows == dict(zip(together["path"], together["predicted"], strict=True))
+
+
 def test_predict_says_what_the_loaders_say(trained, data, capsys):
     folder = trained[0]
     assert main(["predict", "--model", folder, "--data", str(data)]) == 0
@@ -155,6 +166,7 @@ def test_scan_and_compare_print_tables(trained, data, tmp_path, capsys):
         (["scan", "--data", "nowhere"], "nowhere: no such folder"),
         (["compare", "--out", "nowhere"], "nowhere: holds no run"),
         (["predict", "--model", "nowhere", "--data", "."], "nowhere"),
+        (["predict", "--data", "."], "no model is named. Give --model"),
         (["train", "--data", "nowhere", "--epochs", "0"], "epochs is 0, but must be at least 1"),
         (["train", "--data", "nowhere", "--method", "from_scratch", "--recipe", "lp_ft"], "none of from_scratch's"),
     ],

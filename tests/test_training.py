@@ -24,7 +24,8 @@ from cropkit import (
     split,
 )
 from cropkit.models.surgery import HeadMismatch
-from cropkit.training import resolve_precision
+from cropkit.training import recipes, resolve_precision
+from cropkit.training.features import features_for_head
 
 
 def points(count=60, seed=0):
@@ -49,9 +50,20 @@ def network():
 def test_fit_learns_and_reports_one_row_an_epoch(loaders):
     model = network()
     history = fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=5)
-    assert history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert history["epoch"].tolist() == [0, 1, 2, 3, 4, 5]
     assert history["val_accuracy"].max() > 0.9
-    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[1]
+    assert history.loc[0, ["learning_rate", "train_loss", "train_accuracy"]].isna().all()
+
+
+def test_a_training_that_only_makes_it_worse_leaves_the_model_as_it_came(loaders):
+    model = network()
+    fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=8)
+    before, start = copy.deepcopy(model.state_dict()), evaluate(model, loaders["val"])
+    history = fit(model, loaders, optim.SGD(model.parameters(), lr=20.0), epochs=2)
+    assert history["val_accuracy"][1:].max() < start[1]
+    assert (history["val_loss"][0], history["val_accuracy"][0]) == start
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_fit_leaves_the_best_weights_not_the_last(loaders):
@@ -65,7 +77,8 @@ def test_learning_rate_follows_the_diarys_schedule(loaders):
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     history = fit(model, loaders, optimizer, scheduler=optim.lr_scheduler.StepLR(optimizer, 7, 0.1), epochs=25)
-    assert history["learning_rate"].round(9).tolist() == [1e-3] * 7 + [1e-4] * 7 + [1e-5] * 7 + [1e-6] * 4
+    rates = history["learning_rate"][1:]  # after epoch 0, the model as it came
+    assert rates.round(9).tolist() == [1e-3] * 7 + [1e-4] * 7 + [1e-5] * 7 + [1e-6] * 4
 
 
 def test_fit_without_a_val_loader_keeps_the_last_epoch(loaders):
@@ -145,7 +158,8 @@ def test_fit_moves_only_the_head_of_a_frozen_model(resnet, photos):
     head = reset_classifier(model, 2)
     freeze_backbone(model)
     before = copy.deepcopy(model.state_dict())
-    fit(model, make_loaders(photos, model), optim.SGD(head.parameters(), lr=0.1), epochs=1)
+    loaders = {"train": make_loaders(photos, model)["train"]}  # without val the last epoch stays, whatever it is worth
+    fit(model, loaders, optim.SGD(head.parameters(), lr=0.1), epochs=1)
     moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert moved == ["fc.weight", "fc.bias"]
 
@@ -239,7 +253,7 @@ def test_fine_tune_diary_is_the_diarys_recipe(photos, resnet, monkeypatch):
     twin = copy.deepcopy(model)
     torch.manual_seed(0)
     history = fine_tune(model, loaders, epochs=8, recipe="sgd_step")
-    assert history["learning_rate"].round(9).tolist() == [0.001] * 7 + [0.0001]
+    assert history["learning_rate"][1:].round(9).tolist() == [0.001] * 7 + [0.0001]
     loaders = make_loaders(photos, twin, batch_size=8)
     optimizer = optim.SGD(twin.parameters(), lr=0.001, momentum=0.9)
     torch.manual_seed(0)
@@ -251,13 +265,28 @@ def test_fine_tune_lp_ft_starts_from_a_fitted_head_and_leaves_batchnorm_alone(ph
     model = copy.deepcopy(resnet)
     reset_classifier(model, 2)
     loaders = make_loaders(photos, model, batch_size=4)
-    before = copy.deepcopy(model.state_dict())
+    fitted, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    fit_head(fitted, features_for_head(fitted, loaders, mirror=True))
     history = fine_tune(model, loaders, epochs=2)
+    assert history["epoch"].tolist() == [0, 1, 2]
+    assert (history["val_loss"][0], history["val_accuracy"][0]) == evaluate(fitted, loaders["val"])
+    assert evaluate(model, loaders["val"])[1] >= history["val_accuracy"][0]
+    assert model.precision == resolve_precision("auto", model, training=True)
+    fine_tune(model, {"train": loaders["train"]}, epochs=1)  # without val what was learned stays
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not any("running_" in name for name in moved)
     assert {"conv1.weight", "fc.weight"} <= moved
-    assert len(history) == 2
-    assert model.precision == resolve_precision("auto", model, training=True)
+
+
+def test_lp_fts_rate_grows_with_its_steps_up_to_a_limit(photos, resnet, monkeypatch):
+    model = copy.deepcopy(resnet)
+    reset_classifier(model, 2)
+    loader = make_loaders(photos, model, batch_size=4)["train"]
+    for epochs, limit in ((1, 1), (2, 1), (1, 1e-6)):
+        monkeypatch.setattr(recipes, "HIGHEST_RATE", limit)
+        first = fine_tune(model, {"train": loader}, epochs=epochs)["learning_rate"][0]
+        # The head's, three times that of the backbone; a one-cycle schedule begins with a 25th of its peak.
+        assert first == pytest.approx(3 * min(2e-6 * epochs * len(loader), limit) / 25)
 
 
 def test_fine_tune_refuses_an_unknown_recipe_and_a_wrong_head(photos, resnet):
@@ -337,14 +366,11 @@ def test_predict_says_what_is_wrong_with_a_folder_or_a_model(resnet, tmp_path):
     assert table["probability"].isna().all()
 
 
-def test_photos_made_ready_for_another_model_are_refused(resnet, photos):
+def test_photos_made_ready_for_another_model_are_refused_for_training_and_else_read_anew(resnet, photos):
     model = copy.deepcopy(resnet)
     reset_classifier(model, 2)
-    lite = make_loaders(photos, create_model("efficientnet_lite0", weights=None))
-    for call in (
-        lambda: evaluate(model, lite["val"]),
-        lambda: predict(model, lite["val"]),
-        lambda: fit(model, lite, optim.SGD(model.parameters(), lr=0.1), epochs=1),
-    ):
-        with pytest.raises(ValueError, match=r"made ready for another model .*mean: "):
-            call()
+    lite, own = make_loaders(photos, create_model("efficientnet_lite0", weights=None)), make_loaders(photos, model)
+    with pytest.raises(ValueError, match=r"made ready for another model .*mean: "):
+        fit(model, lite, optim.SGD(model.parameters(), lr=0.1), epochs=1)
+    assert evaluate(model, lite["val"]) == evaluate(model, own["val"])
+    assert predict(model, lite["val"]).equals(predict(model, own["val"]))

@@ -1,5 +1,6 @@
 """From the catalog to batches of tensors."""
 
+import copy
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate, get_worker_info
 from torchvision.transforms import v2
 
 from cropkit.data.catalog import SPLITS, class_names, good_photos
@@ -46,6 +47,25 @@ def preprocessing_of(model: nn.Module) -> dict[str, Any]:
             "set model.preprocessing (resize_size, crop_size, interpolation, mean, std)."
         )
     return preprocessing
+
+
+def at_resolution(preprocessing: dict[str, Any], resolution: int | None) -> dict[str, Any]:
+    """The same preprocessing for another picture size.
+
+    Args:
+        preprocessing: as in ``model.preprocessing``.
+        resolution: pixels of the square that the network sees, >= 32; the resize before grows in proportion. None
+            leaves everything as it is.
+
+    Raises:
+        ValueError: if `resolution` is too small.
+    """
+    if resolution is None:
+        return preprocessing
+    if resolution < 32:
+        raise ValueError(f"resolution is {resolution}, but must be at least 32 pixels.")
+    resize = round(preprocessing["resize_size"] * resolution / preprocessing["crop_size"])
+    return {**preprocessing, "crop_size": resolution, "resize_size": resize}
 
 
 def photo_threads() -> ThreadPoolExecutor:
@@ -320,13 +340,24 @@ def make_loaders(
     return loaders
 
 
-def in_order(loader: DataLoader, batch_size: int) -> DataLoader:
+def made_ready(dataset: Any, preprocessing: dict[str, Any] | None) -> Any:
+    """The same photos, made ready as `preprocessing` says; a data set of anything else is returned as it is."""
+    if isinstance(dataset, Subset):
+        return Subset(made_ready(dataset.dataset, preprocessing), dataset.indices)
+    if not isinstance(dataset, CropDataset) or preprocessing in (None, dataset.preprocessing):
+        return dataset
+    dataset = copy.copy(dataset)
+    dataset.preprocessing, dataset.transform = preprocessing, _transform(preprocessing, augment=False)
+    return dataset
+
+
+def in_order(loader: DataLoader, batch_size: int, preprocessing: dict[str, Any] | None = None) -> DataLoader:
     """A loader of the same photos as they are, each once, in the order of the data set.
 
     Where there are several processes, it has this one's share: every `ranks`-th photo. The given loader's own order and
-    epoch stay as they are.
+    epoch stay as they are. With `preprocessing` the photos are made ready as it says, whatever the loader does.
     """
-    dataset: Any = loader.dataset
+    dataset: Any = made_ready(loader.dataset, preprocessing)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return _loader(
         dataset,

@@ -13,5 +13,5 @@ from cropkit.evaluation.metrics import (
     top_losses,
     weighted_precision,
 )
-from cropkit.evaluation.predictions import predict
+from cropkit.evaluation.predictions import average, predict
 from cropkit.evaluation.saliency import grad_cam

@@ -267,7 +267,7 @@ def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
     if not runs:
         raise ValueError("there are no runs to compare.")
     ax = _axes(ax, 8, 4.2)
-    last = max((len(run.history) for run in runs if "epoch" in run.history), default=1)
+    last = max((int(run.history["epoch"].max()) for run in runs if "epoch" in run.history), default=1)
     step = last * min(0.06, 0.6 / len(runs))
     looks: dict[str, dict[str, Any]] = {}
     for place, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):
@@ -285,7 +285,7 @@ def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
     ax.axvline(last + step, color="#bbbbbb", lw=1)
     ax.text(last + 1.3 * step, 1.01, "test", fontsize=9, va="top")
     ax.set(xlabel="epoch", ylabel="accuracy (lines: val)", ylim=(0, 1.02))
-    ax.set_xticks(range(1, last + 1, -(-last // 12)))
+    ax.set_xticks(range(0, last + 1, -(-last // 12)))
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     return ax
 

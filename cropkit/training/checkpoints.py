@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from cropkit.data.datasets import EpochSampler, preprocessing_of
 from cropkit.data.files import DamagedCheckpoint, previous_of, read_sealed, replace_file, replace_text, seal
 from cropkit.models.surgery import check_head, create_model
+from cropkit.training.inference import mirrors
 from cropkit.training.precision import precision_of
 from cropkit.training.processes import copy_buffers_from_first, rank, total, wait_for_all
 
@@ -58,6 +60,7 @@ def save_model(
         "preprocessing": preprocessing_of(model),
         "class_names": list(class_names),
         "precision": precision_of(model),
+        "mirror": mirrors(model),
         "metrics": metrics or {},
     }
     # contiguous() also undoes channels_last, which is an order in memory and no part of the weights.
@@ -72,8 +75,8 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         path: the file, or a run's folder.
 
     Returns:
-        As from `create_model`; ``model.class_names``, ``model.precision`` and ``model.metrics`` are what was saved
-        with it.
+        As from `create_model`; ``model.preprocessing`` (with the resolution), ``model.class_names``,
+        ``model.precision``, ``model.mirror`` and ``model.metrics`` are what was saved with it.
 
     Raises:
         DamagedCheckpoint: if the file is not what was saved; the one before is offered.
@@ -89,7 +92,7 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
     try:
         model = create_model(about["arch"], num_classes=len(about["class_names"]), weights=None)
         model.load_state_dict(tensors)
-        facts = {name: about[name] for name in ("preprocessing", "class_names", "precision", "metrics")}
+        facts = {name: about[name] for name in ("preprocessing", "class_names", "precision", "mirror", "metrics")}
     except KeyError as error:
         raise DamagedCheckpoint(f"{path}: is no model that save_model wrote (it lacks {error}).") from error
     model.__dict__.update(facts)
@@ -133,7 +136,7 @@ class TrainState:
         batches: how many of it are done, with ``loss_sum``, ``correct`` and ``count`` over their photos.
         learning_rate: at its start.
         rows: of the epochs before, as `fit` returns them.
-        best_accuracy: the highest on val so far.
+        best_accuracy: the highest on val so far, with its ``best_loss``.
         seconds: at work so far.
     """
 
@@ -146,6 +149,7 @@ class TrainState:
     learning_rate: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
     best_accuracy: float = -1.0
+    best_loss: float = math.inf
     seconds: float = 0.0
 
     def place(self, loader: DataLoader) -> None:
@@ -224,6 +228,8 @@ class Checkpoint:
             "class_names": self.class_names,
             "photos": _photos_of(loader),
             "precision": precision_of(model),
+            "preprocessing": model.__dict__.get("preprocessing"),
+            "mirror": mirrors(model),
             "batch_size": loader.batch_size,
             "seed": getattr(loader.sampler, "seed", None),
             **_facts_of(model, optimizer, scheduler),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from cropkit.data.copies import keep, photo_key
-from cropkit.data.datasets import CropDataset
+from cropkit.data.datasets import CropDataset, at_resolution, made_ready, preprocessing_of
 from cropkit.data.files import DamagedCheckpoint, read_sealed, seal
 from cropkit.models.surgery import check_head, get_classifier
 from cropkit.training.guards import explained
@@ -34,6 +34,8 @@ class Features(TensorDataset):
     Attributes:
         class_names: a class's index is its place in this list.
         precision: in which the backbone computed them.
+        preprocessing: how the photos were made ready; None if that is not known.
+        mirror: whether the second half are the features of the mirror images, in the same order.
 
     Example:
         >>> features = Features(torch.rand(2, 1280), torch.tensor([0, 1]), ["apple", "pear"], "float32")
@@ -42,14 +44,51 @@ class Features(TensorDataset):
         (torch.Size([1280]), 'pear')
     """
 
-    def __init__(self, vectors: Tensor, targets: Tensor, class_names: Sequence[str], precision: str) -> None:
+    def __init__(
+        self,
+        vectors: Tensor,
+        targets: Tensor,
+        class_names: Sequence[str],
+        precision: str,
+        *,
+        preprocessing: dict[str, Any] | None = None,
+        mirror: bool = False,
+    ) -> None:
         super().__init__(vectors, targets)
         self.class_names, self.precision = list(class_names), precision
+        self.preprocessing, self.mirror = preprocessing, mirror
+
+    def one_a_photo(self) -> "Features":
+        """One row a photo, the mean of it and its mirror image: a linear head gives it the mean of their answers."""
+        if not self.mirror:
+            return self
+        vectors, targets = self.tensors
+        count = len(targets) // 2
+        return Features(
+            (vectors[:count] + vectors[count:]) / 2,
+            targets[:count],
+            self.class_names,
+            self.precision,
+            preprocessing=self.preprocessing,
+        )
+
+    def tell(self, model: nn.Module) -> None:
+        """Let a model whose head learned from these features carry how they came about, so that it predicts alike."""
+        facts = {"class_names": self.class_names, "precision": self.precision, "mirror": self.mirror}
+        if self.preprocessing is not None:
+            facts["preprocessing"] = self.preprocessing
+        model.__dict__.update(facts)
 
 
 @explained
 def extract_features(
-    model: nn.Module, loader: DataLoader, *, cache: str | os.PathLike[str] | None = None, precision: str = "auto"
+    model: nn.Module,
+    loader: DataLoader,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
+    resolution: int | None = None,
+    mirror: bool = False,
 ) -> Features:
     """Run the backbone once over a loader's photos, in the order of its data set and without augmentation.
 
@@ -62,9 +101,12 @@ def extract_features(
         loader: from `make_loaders`; its data set is read, its order and batch size do not matter.
         cache: a folder for what is kept, shared by all models and processes; None keeps nothing.
         precision: see `resolve_precision`.
+        resolution: pixels of the square that the network sees; None is the model's own.
+        mirror: also of each photo's mirror image, which takes twice as long.
 
     Returns:
-        Features of shape (N, D), float32, as the head receives them, and class indices of shape (N,).
+        Features of shape (N, D), float32, as the head receives them, and class indices of shape (N,). With `mirror`
+        2 N rows: of the photos, then of their mirror images.
 
     Raises:
         ValueError: if the model has no linear head or does not say what it expects of a photo.
@@ -77,10 +119,23 @@ def extract_features(
     """
     keep_freed_memory()
     _, head = get_classifier(model)
-    dataset = cast(CropDataset, loader.dataset)
+    preprocessing = at_resolution(preprocessing_of(model), resolution)
+    dataset = cast(CropDataset, made_ready(loader.dataset, preprocessing))
     precision = resolve_precision(precision, model, training=False)
-    vectors = torch.zeros(len(dataset), head.in_features)
-    folder = None if cache is None else Path(cache) / f"features-{_fingerprint(model, head, dataset)}-{precision}"
+    folder = None if cache is None else Path(cache) / f"features-{_fingerprint(model, head, preprocessing)}-{precision}"
+    flips = [(False, folder), (True, folder and folder.with_name(f"{folder.name}-mirror"))][: 1 + mirror]
+    vectors = [_extract(model, dataset, loader.num_workers, where, precision, flip) for flip, where in flips]
+    targets = torch.tensor(dataset.targets).repeat(len(flips))
+    return Features(
+        torch.cat(vectors), targets, dataset.class_names, precision, preprocessing=preprocessing, mirror=mirror
+    )
+
+
+def _extract(
+    model: nn.Module, dataset: CropDataset, num_workers: int, folder: Path | None, precision: str, flip: bool
+) -> Tensor:
+    """Features of all photos of a data set, or of their mirror images, shape (N, D); what is kept is not computed."""
+    vectors = torch.zeros(len(dataset), get_classifier(model)[1].in_features)
     # Taken before the photos are read: what is replaced meanwhile then has another key, and is computed anew.
     keys = [] if folder is None else [photo_key(dataset.file(index)) for index in range(len(dataset))]
     with _locked(folder):
@@ -92,16 +147,18 @@ def extract_features(
                 vectors[index] = kept[key]
         wait_for_all()  # all have read what there is, so all have the same list of what there is not
         mine = share(todo)
-        missing = DataLoader(Subset(dataset, todo), num_workers=loader.num_workers)
+        missing = DataLoader(Subset(dataset, todo), num_workers=num_workers)
         done, shard_size = 0, SHARD * batch_size_for(next(model.parameters()).device)
-        for batch, _ in answers(model, missing, precision, "extract features", features=True):
+        side = dataset.preprocessing["crop_size"]
+        images = "extract features of mirror images" if flip else "extract features"
+        for batch, _ in answers(model, missing, precision, images, flips=[flip], resolution=side, features=True):
             vectors[list(mine[done : done + len(batch)])] = batch.cpu()
             done += len(batch)
             if folder is not None and (done % shard_size == 0 or done == len(mine)):
                 shard = list(mine[(done - 1) // shard_size * shard_size : done])
                 _keep_shard(folder, [keys[index] for index in shard], vectors[shard])
         vectors[todo] = gathered(vectors[list(mine)], len(todo))
-    return Features(vectors, torch.tensor(dataset.targets), dataset.class_names, precision)
+    return vectors
 
 
 def features_for_head(
@@ -110,10 +167,11 @@ def features_for_head(
     *,
     cache: str | os.PathLike[str] | None = None,
     precision: str = "auto",
+    mirror: bool = False,
 ) -> dict[str, Features]:
     """`extract_features` of train and, if there is one, val: what a head is fitted to and chosen by."""
     splits = [split for split in ("train", "val") if split in loaders]
-    return {split: extract_features(model, loaders[split], cache=cache, precision=precision) for split in splits}
+    return {s: extract_features(model, loaders[s], cache=cache, precision=precision, mirror=mirror) for s in splits}
 
 
 def _locked(folder: Path | None) -> FileLock | nullcontext:
@@ -128,12 +186,12 @@ def _locked(folder: Path | None) -> FileLock | nullcontext:
     return FileLock(folder / ".lock")
 
 
-def _fingerprint(model: nn.Module, head: nn.Module, dataset: CropDataset) -> str:
+def _fingerprint(model: nn.Module, head: nn.Module, preprocessing: dict[str, Any]) -> str:
     """16 hex digits that stand for everything but the photo: the weights before the head, and the transform."""
     device = next(model.parameters()).device
     # Another processor, another size of batch or another torch rounds in another way.
     computed_by = f"{device.type} {batch_size_for(device)} {torch.__version__}"
-    digest = hashlib.sha256(f"{type(model)} {dataset.preprocessing} {computed_by}".encode())
+    digest = hashlib.sha256(f"{type(model)} {preprocessing} {computed_by}".encode())
     for name, module in model.named_modules():
         if module is not head:  # the same weights may be used in another way
             digest.update(f"{name} {type(module)} {module.extra_repr()}".encode())
@@ -162,16 +220,17 @@ def _read_kept(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
     return found
 
 
-def fit_head(model: nn.Module, features: Mapping[str, Any]) -> pd.DataFrame:
+def fit_head(model: nn.Module, features: Mapping[str, Features]) -> pd.DataFrame:
     """Fit the model's head to features as a regularised logistic regression, in place.
 
     Of the values of C in `C_VALUES` the one with the best validation accuracy is taken, of equals the one with the
     least loss; without val features, the one in the middle.
 
     Args:
-        model: an image classifier with a linear head for the features' classes. It gets the features' ``class_names``
-            and ``precision``, so that `predict` computes as the head was fitted.
-        features: ``"train"`` and, if there is one, ``"val"``, as `extract_features` returns them.
+        model: an image classifier with a linear head for the features' classes. It gets the features' ``class_names``,
+            ``precision``, ``preprocessing`` and ``mirror``, so that `predict` computes as the head was fitted.
+        features: ``"train"`` and, if there is one, ``"val"``, as `extract_features` returns them. Where they hold
+            mirror images, these are fitted too, and val counts the mean of both answers.
 
     Returns:
         One row a value: ``C`` (the inverse of the strength of regularisation), ``train_accuracy``, ``val_accuracy``
@@ -197,9 +256,8 @@ def fit_head(model: nn.Module, features: Mapping[str, Any]) -> pd.DataFrame:
         raise ValueError(f"the features are of classes {unknown}, but the head has {len(known)} outputs.")
     if absent := sorted(known - set(targets.tolist())):
         raise ValueError(f"classes {absent} have no training photos, so the head cannot learn them. Split again.")
-    if isinstance(train, Features):
-        check_head(model, train.class_names)
-        model.__dict__.update(class_names=train.class_names, precision=train.precision)
+    check_head(model, train.class_names)
+    train.tell(model)
     rows, heads = [], []
     # One thread for products of matrices: NumPy's wait in a loop for work and so hold up scikit-learn's own, which on
     # two cores takes many times as long (benchmarks/RESULTS.md).
@@ -210,7 +268,7 @@ def fit_head(model: nn.Module, features: Mapping[str, Any]) -> pd.DataFrame:
             fit.set_params(C=c).fit(vectors, targets)
             row = {"C": c, "train_accuracy": fit.score(vectors, targets), "val_accuracy": np.nan, "val_loss": np.nan}
             if "val" in features:
-                val, val_targets = (tensor.numpy() for tensor in features["val"].tensors)
+                val, val_targets = (tensor.numpy() for tensor in features["val"].one_a_photo().tensors)
                 row["val_accuracy"] = fit.score(val, val_targets)
                 row["val_loss"] = log_loss(val_targets, fit.predict_proba(val), labels=fit.classes_)
             rows.append(row)

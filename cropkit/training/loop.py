@@ -24,7 +24,7 @@ from cropkit.training.guards import (
     explained,
     photos_of,
 )
-from cropkit.training.inference import answers
+from cropkit.training.inference import answers, mirrors
 from cropkit.training.memory import keep_freed_memory
 from cropkit.training.precision import dtype_of, precision_of
 from cropkit.training.processes import copy_buffers_from_first, ranks, share_of_batch, together, total
@@ -46,8 +46,10 @@ def fit(
     """Train a model and leave the weights of its best epoch in it.
 
     Every epoch trains on ``loaders["train"]``, then evaluates on ``loaders["val"]``. The best epoch is the one of the
-    highest validation accuracy, the first of equals; without a val loader it is the last one. What
-    `freeze_backbone` froze stays as it is. Ctrl-C ends it early: the best epoch so far is in the model.
+    highest validation accuracy, of equals the one with the least validation loss. The model as it came is epoch 0 and
+    may be the best, so a training never ends below its start. Without a val loader there is no epoch 0, and the last
+    epoch is the best. What `freeze_backbone` froze stays as it is. Ctrl-C ends it early: the best epoch so far is in
+    the model.
 
     Args:
         model: an image classifier; its device is where the training happens. It gets ``class_names`` and
@@ -61,9 +63,10 @@ def fit(
         checkpoint: saves the training as it goes, and makes the same call go on where it was cut off.
 
     Returns:
-        One row an epoch: ``epoch`` (from 1), ``learning_rate`` (of the last parameter group, the head's where there are
-        several), ``train_loss`` (of the criterion), ``train_accuracy``, ``val_loss`` (cross-entropy), ``val_accuracy``
-        (means over photos; NaN without val), ``seconds``. Fewer rows than epochs after Ctrl-C.
+        One row an epoch: ``epoch`` (from 0, without val from 1), ``learning_rate`` (of the last parameter group, the
+        head's where there are several), ``train_loss`` (of the criterion), ``train_accuracy``, ``val_loss``
+        (cross-entropy), ``val_accuracy`` (means over photos; NaN without val), ``seconds``. In epoch 0 what belongs to
+        training is NaN. Fewer rows after Ctrl-C.
 
     Raises:
         HeadMismatch: if the model's outputs are not the data's classes.
@@ -92,7 +95,26 @@ def fit(
     state = TrainState() if checkpoint is None else checkpoint.attach(model, optimizer, scheduler, loaders["train"])
     state.place(loaders["train"])
     network, best_weights = together(model), None
+
+    def judge(epoch: int) -> tuple[float, float]:
+        """Loss and accuracy on val after an epoch; the weights of the best one are kept."""
+        nonlocal best_weights
+        loss, accuracy = evaluate(model, loaders["val"]) if "val" in loaders else (float("nan"), float("nan"))
+        if (accuracy, -loss) > (state.best_accuracy, -state.best_loss) or "val" not in loaders:
+            state.best_accuracy, state.best_loss = accuracy, loss
+            if checkpoint is not None:
+                checkpoint.save_best(model, {"epoch": epoch, "val_loss": loss, "val_accuracy": accuracy})
+            else:  # a copy: state_dict() alone refers to the weights that the next epoch changes
+                best_weights = copy.deepcopy(model.state_dict())
+        return loss, accuracy
+
     try:
+        if "val" in loaders and not state.rows:
+            start, untrained = time.perf_counter(), [float("nan")] * 3
+            numbers = [0, *untrained, *judge(0), time.perf_counter() - start]
+            state.rows.append(dict(zip(HISTORY, numbers, strict=True)))
+            if checkpoint is not None:
+                checkpoint.save()
         for epoch in range(state.epoch, epochs + 1):
             start = time.perf_counter()
             train_loss, train_accuracy = train_one_epoch(
@@ -107,19 +129,11 @@ def fit(
                 description=f"epoch {epoch}/{epochs}",
             )
             check_weights(model, epoch)
-            val_loss, val_accuracy = float("nan"), float("nan")
-            if "val" in loaders:
-                val_loss, val_accuracy = evaluate(model, loaders["val"])
-            if val_accuracy > state.best_accuracy or "val" not in loaders:
-                state.best_accuracy = val_accuracy
-                if checkpoint is not None:
-                    checkpoint.save_best(model, {"epoch": epoch, "val_loss": val_loss, "val_accuracy": val_accuracy})
-                else:  # a copy: state_dict() alone refers to the weights that the next epoch changes
-                    best_weights = copy.deepcopy(model.state_dict())
+            val = judge(epoch)
             if scheduler is not None and not each_step:
                 scheduler.step()
-            numbers = [train_loss, train_accuracy, val_loss, val_accuracy, time.perf_counter() - start]
-            state.finish_epoch(dict(zip(HISTORY, [epoch, state.learning_rate, *numbers], strict=True)))
+            numbers = [epoch, state.learning_rate, train_loss, train_accuracy, *val, time.perf_counter() - start]
+            state.finish_epoch(dict(zip(HISTORY, numbers, strict=True)))
             if checkpoint is not None:
                 checkpoint.save()
     except KeyboardInterrupt:  # what there is so far is returned
@@ -200,7 +214,7 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
     """Loss and accuracy over a loader's photos as they are; means over photos, so the batch size does not matter.
 
     The model is in eval mode meanwhile, and afterwards in the modes in which it was. It computes in the precision in
-    which it was trained.
+    which it was trained, and answers by photo and mirror image together where its head was fitted so.
 
     Args:
         model: an image classifier.
@@ -228,7 +242,8 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
     keep_freed_memory()
     criterion = criterion or nn.CrossEntropyLoss()
     loss_sum, correct, count = 0.0, 0, 0
-    for logits, targets in answers(model, loader, precision_of(model), "evaluate"):
+    flips = (False, True)[: 1 + mirrors(model)]
+    for logits, targets in answers(model, loader, precision_of(model), "evaluate", flips=flips):
         check_targets(targets, logits)
         loss_sum += criterion(logits, targets).item() * len(targets)
         correct += int((logits.argmax(dim=1) == targets).sum())
