@@ -20,7 +20,7 @@ from cropkit.course.fetch import data_home
 from cropkit.course.sample import LOOK_ALIKES, make_sample
 from cropkit.training.memory import keep_freed_memory
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
+C_VALUES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def features(model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     root = make_sample(data_home() / "sample")
-    catalog = cropkit.data.drop_leaks(cropkit.data.good_photos(cropkit.scan(root)))
+    catalog, _ = cropkit.data.drop_leaks(cropkit.data.good_photos(cropkit.scan(root)))
     names = cropkit.class_names(catalog)
     print(machine())
     print(f"{len(catalog)} clean photos, {len(names)} classes")
@@ -50,7 +50,7 @@ def main() -> None:
     model = cropkit.create_model(course.ARCH)
     loaders = cropkit.make_loaders(catalog, model, augment=False)
     parts = {part: features(model, loader) for part, loader in loaders.items()}
-    heads = [LogisticRegression(C=strength, max_iter=300).fit(*parts["train"]) for strength in STRENGTHS]
+    heads = [LogisticRegression(C=c, max_iter=300).fit(*parts["train"]) for c in C_VALUES]
     best = max(heads, key=lambda head: head.score(*parts["val"]))
     seconds = time.perf_counter() - start
     vectors, targets = parts["test"]
@@ -68,7 +68,7 @@ def main() -> None:
     loaders = cropkit.make_loaders(catalog, scratch)
     optimizer = optim.SGD(scratch.parameters(), lr=0.01, momentum=0.9)
     while time.perf_counter() - start < seconds:
-        cropkit.train_one_epoch(scratch, loaders["train"], optimizer, nn.CrossEntropyLoss())
+        cropkit.training.train_one_epoch(scratch, loaders["train"], optimizer, nn.CrossEntropyLoss())
         epochs += 1
     took = time.perf_counter() - start
     _, accuracy = cropkit.evaluate(scratch, loaders["test"])

@@ -30,8 +30,9 @@ def main(root: str) -> None:
         history = cropkit.fine_tune(model, loaders, epochs=EPOCHS)
         took = time.perf_counter() - start
         scores.append(cropkit.evaluate(model, loaders["test"])[1])
-        print(f"seed {seed}: test {scores[-1]:.3f}, best val {history['val_accuracy'].max():.3f}, {took:.0f} s "
-              f"in {model.precision}", flush=True)  # fmt: skip
+        val = history["val_accuracy"]
+        print(f"seed {seed}: test {scores[-1]:.3f}, best val {val.max():.3f} in epoch {val.idxmax()}, "
+              f"fitted head {val[0]:.3f}, {took:.0f} s in {model.precision}", flush=True)  # fmt: skip
     print(f"test, mean of {len(SEEDS)}: {statistics.mean(scores):.3f}")
 
 
