@@ -2,8 +2,8 @@
 
     python benchmarks/photos_a_class.py <folder of photos> <picture.png> [photos a class ...]
 
-Feature extraction and fine-tuning, each with its defaults, on so many training photos of each class (0 means all), drawn
-by three seeds; val and test stay whole. Prints a table of means and ranges, and draws it.
+Feature extraction and fine-tuning, each with its defaults, on so many training photos of each class (0 means all),
+drawn by three seeds; val and test stay whole. Prints a table of means and ranges, and draws it.
 """
 
 import sys
@@ -66,8 +66,8 @@ def fine_tuning(catalog: pd.DataFrame, photos: int, seed: int) -> dict:
     loaders, start = cropkit.make_loaders(chosen, model, seed=seed), time.perf_counter()
     val = cropkit.fine_tune(model, loaders, epochs=EPOCHS)["val_accuracy"]
     seconds, test = time.perf_counter() - start, cropkit.evaluate(model, loaders["test"])[1]
-    print(f"{photos} a class, seed {seed}: head {val[0]:.3f}, val {val.max():.3f} in epoch {val.idxmax()}, test {test:.3f}, "
-          f"{seconds:.0f} s", flush=True)  # fmt: skip
+    print(f"{photos} a class, seed {seed}: head {val[0]:.3f}, val {val.max():.3f} in epoch {val.idxmax()}, "
+          f"test {test:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
     return {"photos": photos, "method": "fine-tuning", "val": val.max(), "test": test, "seconds": seconds}
 
 

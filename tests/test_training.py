@@ -286,7 +286,7 @@ def test_lp_fts_rate_grows_with_its_steps_up_to_a_limit(photos, resnet, monkeypa
         monkeypatch.setattr(recipes, "HIGHEST_RATE", limit)
         first = fine_tune(model, {"train": loader}, epochs=epochs)["learning_rate"][0]
         # The head's, three times that of the backbone; a one-cycle schedule begins with a 25th of its peak.
-        assert first == pytest.approx(3 * min(2e-6 * epochs * len(loader), limit) / 25)
+        assert first == pytest.approx(3 * min(5e-6 * epochs * len(loader), limit) / 25)
 
 
 def test_fine_tune_refuses_an_unknown_recipe_and_a_wrong_head(photos, resnet):

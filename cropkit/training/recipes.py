@@ -21,8 +21,8 @@ from cropkit.training.processes import from_first
 RECIPES = ("lp_ft", "sgd_step")
 SGD_RATE = 0.001
 # The highest rate of lp_ft's backbone: in proportion to the steps of the training, up to a limit. Few steps at a high
-# rate disturb the fitted head and leave no time to win back what it knew (benchmarks/photos_a_class.py).
-RATE_A_STEP, HIGHEST_RATE = 2e-6, 5e-4
+# rate disturb the fitted head, and leave no time to win back what it knew.
+RATE_A_STEP, HIGHEST_RATE = 5e-6, 5e-4
 
 
 def fine_tune(
@@ -54,7 +54,7 @@ def fine_tune(
         epochs: passes over the training photos, >= 1.
         recipe: ``"lp_ft"`` or ``"sgd_step"``.
         cache: passed on to `extract_features`.
-        learning_rate: the highest one; unless given, 0.001 for sgd_step, and for lp_ft's backbone 2e-6 for each step
+        learning_rate: the highest one; unless given, 0.001 for sgd_step, and for lp_ft's backbone 5e-6 for each step
             of the training, up to 5e-4.
         mirror: answer, from now on, by photo and mirror image together, and fit lp_ft's head to both; unless given,
             lp_ft does and sgd_step does not.
