@@ -73,6 +73,14 @@ def test_fit_leaves_the_best_weights_not_the_last(loaders):
     assert evaluate(model, loaders["val"])[1] == history["val_accuracy"].max()
 
 
+def test_of_epochs_of_one_accuracy_the_one_of_least_loss_is_the_best(loaders):
+    model = network()
+    history = fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=20)
+    best = history[history["val_accuracy"] == history["val_accuracy"].max()]
+    assert len(best) > 1 and best["val_loss"].idxmin() != best.index[0]
+    assert evaluate(model, loaders["val"])[0] == best["val_loss"].min()
+
+
 def test_learning_rate_follows_the_diarys_schedule(loaders):
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
