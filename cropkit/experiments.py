@@ -63,8 +63,8 @@ class Config:
         learning_rate: the recipe's own unless given; see `fine_tune`.
         resolution: pixels of the square that the network sees; None is the weights' own. "auto" is that too, but for
             the recipe "logistic", where it is 8/7 of it if the network takes such pictures.
-        mirror: fit a head to photos and their mirror images, and answer by both together; "auto" does so in the recipe
-            "lp_ft", where it costs little beside the training.
+        mirror: answer by photo and mirror image together, and fit a head to the features of both; "auto" does so in
+            the recipe "lp_ft", where it costs little beside the training.
         precision: "float32" or "bfloat16"; "auto" decides by the processor, see `resolve_precision`.
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
@@ -420,7 +420,8 @@ def _train_and_test(
     )
     try:
         history = _train(config, model, loaders, cache, checkpoint, record["precision"])
-        if config.recipe != "logistic" and history["epoch"].max() < config.epochs:
+        # Not "<": an interrupted training may have no row yet, and the largest of none is NaN.
+        if config.recipe != "logistic" and not history["epoch"].max() >= config.epochs:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit):
         _write_json(folder / RECORD, record | {"seconds": checkpoint.seconds})

@@ -196,7 +196,7 @@ def test_a_damaged_record_is_named_and_one_that_is_lost_lets_nothing_old_in(cata
     assert same(whole, run_experiment(SCRATCH, swapped, tmp_path / "cut"))
 
 
-def interrupted(*_):
+def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
@@ -293,6 +293,16 @@ def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_pat
     assert load_model(run.folder / "best.safetensors").metrics["epoch"] in (0, 1)
     assert no_children()
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("parts", [{"train", "val", "test"}, {"train", "test"}])
+def test_ctrl_c_before_the_first_epoch_is_done_finishes_nothing(catalog, tmp_path, monkeypatch, parts):
+    some = catalog[catalog["split"].isin(parts)]
+    with monkeypatch.context() as patch:
+        patch.setattr(cropkit.training.loop, "evaluate" if "val" in parts else "train_one_epoch", interrupted)
+        run = run_experiment(SCRATCH, some, tmp_path)
+    assert not run.finished and run.history.empty
+    assert run_experiment(SCRATCH, some, tmp_path).history["epoch"].max() == 2
 
 
 def no_children():

@@ -276,7 +276,15 @@ def test_mirror_images_double_the_features_and_a_models_answer_is_the_mean_of_bo
     assert evaluate(mine, loaders["val"])[1] == pytest.approx(accuracy)
     once, both = predict(mine, loaders["val"], mirror=False), predict(mine, loaders["val"])
     assert not once.equals(both)
-    assert data["val"].one_a_photo().tensors[0].shape == plain.tensors[0].shape
+    alone = nn.Linear(1280, 2)  # a head alone, which gets no photos that could be mirrored
+    fit_head(alone, data)
+    assert evaluate(alone, DataLoader(data["val"].one_a_photo()))[1] == pytest.approx(accuracy)
+
+
+def test_features_of_anything_but_photos_are_refused(model, loaders):
+    part = torch.utils.data.Subset(loaders["train"].dataset, [0, 1])
+    with pytest.raises(ValueError, match="not of a Subset"):
+        extract_features(model, DataLoader(part))
 
 
 def test_a_heads_resolution_travels_with_the_model(model, make_photos, tmp_path):
@@ -297,8 +305,15 @@ def test_a_heads_resolution_travels_with_the_model(model, make_photos, tmp_path)
     assert np.allclose(found[["p_apple", "p_pear"]], direct, atol=1e-5)
 
 
-def test_a_network_for_pictures_of_one_size_says_so():
+def test_a_network_for_pictures_of_one_size_says_so(make_photos):
     with pytest.raises(ValueError, match=r"could not classify one blank photo of shape \(1, 3, 256, 256\)"):
         create_model("vit_b_32", weights=None, resolution=256)
+    vit = create_model("vit_b_32", weights=None, num_classes=2)
+    vit.class_names = ["apple", "pear"]
+    loaders = make_loaders(split(scan(make_photos({"apple": 5, "pear": 5}))), vit)
+    for call in (extract_features, predict):
+        with pytest.raises(ValueError, match="could not classify one blank photo"):
+            call(vit, loaders["val"], resolution=256)
+        assert vit.preprocessing["crop_size"] == 224
     with pytest.raises(ValueError, match="resolution is 8, but must be at least 32"):
         create_model("resnet18", weights=None, resolution=8)

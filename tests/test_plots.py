@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +41,11 @@ def run(seed, accuracy, method="fine_tuning"):
     history = pd.DataFrame({"epoch": epochs, "val_accuracy": accuracy + 0.1 * epochs})
     table = predictions(FRUIT[:3], 60).assign(split="test")
     return Run("folder", Config(method=method, seed=seed).resolved(), True, history, {}, table, 1.0)
+
+
+def test_a_run_that_was_stopped_in_its_first_epoch_is_drawn():
+    only = pd.DataFrame({"epoch": [0], "val_accuracy": [0.5]})
+    assert plots.comparison([replace(run(0, 0.5), history=only)]).lines[0].get_xdata().tolist() == [0]
 
 
 def every_plot(names, root, paths):

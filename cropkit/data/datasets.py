@@ -1,6 +1,7 @@
 """From the catalog to batches of tensors."""
 
 import copy
+import operator
 import os
 import signal
 import threading
@@ -62,6 +63,7 @@ def at_resolution(preprocessing: dict[str, Any], resolution: int | None) -> dict
     """
     if resolution is None:
         return preprocessing
+    resolution = operator.index(resolution)  # a number of numpy's could not be saved
     if resolution < 32:
         raise ValueError(f"resolution is {resolution}, but must be at least 32 pixels.")
     resize = round(preprocessing["resize_size"] * resolution / preprocessing["crop_size"])

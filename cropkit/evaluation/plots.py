@@ -267,7 +267,7 @@ def comparison(runs: Sequence[Any], *, ax: Axes | None = None) -> Axes:
     if not runs:
         raise ValueError("there are no runs to compare.")
     ax = _axes(ax, 8, 4.2)
-    last = max((int(run.history["epoch"].max()) for run in runs if "epoch" in run.history), default=1)
+    last = max([1, *(int(run.history["epoch"].max()) for run in runs if "epoch" in run.history)])
     step = last * min(0.06, 0.6 / len(runs))
     looks: dict[str, dict[str, Any]] = {}
     for place, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):

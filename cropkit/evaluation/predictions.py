@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from cropkit.data.catalog import list_files
 from cropkit.data.datasets import CropDataset, preprocessing_of
 from cropkit.evaluation.metrics import classes_of
-from cropkit.models.surgery import check_head
+from cropkit.models.surgery import check_head, try_resolution
 from cropkit.training.guards import explained
 from cropkit.training.inference import answers, mirrors
 from cropkit.training.memory import keep_freed_memory
@@ -50,7 +50,8 @@ def predict(
     Raises:
         HeadMismatch: if the model's outputs are not the data's classes.
         FileNotFoundError: if there is no such folder.
-        ValueError: if a folder holds no photo, or the model does not know its classes.
+        ValueError: if a folder holds no photo, the model does not know its classes, or the network takes no pictures of
+            this resolution.
 
     Example:
         >>> predictions = predict(model, loaders["val"])
@@ -102,6 +103,8 @@ def _log_probabilities(
 ) -> Tensor:
     """Of all photos of a loader, shape (N, K), in all processes."""
     check_head(model, names)
+    if resolution is not None:
+        try_resolution(model, resolution)
     keep_freed_memory()
     flips = (False, True)[: 1 + (mirrors(model) if mirror is None else mirror)]
     found = answers(model, loader, precision_of(model), "predict", flips=flips, resolution=resolution)

@@ -41,9 +41,9 @@ def create_model(
     """Make an image classifier.
 
     Args:
-        arch: ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"`` (their ImageNet weights
-            need no network), any torchvision classifier (``"alexnet"``, ``"resnet18"``, ``"mobilenet_v3_large"``, ...),
-            or ``"timm/<name>"`` for one of timm's.
+        arch: ``"efficientnet_lite0"`` (its ImageNet weights need no network; nor do those of ``"efficientnet_lite1"``
+            and ``"efficientnet_lite2"`` where ``cropkit[backbones]`` is installed), any torchvision classifier
+            (``"alexnet"``, ``"resnet18"``, ``"mobilenet_v3_large"``, ...), or ``"timm/<name>"`` for one of timm's.
         num_classes: None keeps the head that comes with the weights; a number >= 2 replaces it by a new, random one.
         weights: ``"imagenet"``, None for random weights, or the path of a checkpoint of one's own
             (see `read_state_dict`), whose head may have any number of outputs.
@@ -76,8 +76,8 @@ def create_model(
     model.__dict__["preprocessing"] = at_resolution(preprocessing_of(model), resolution)
     if num_classes is not None:
         reset_classifier(model, num_classes)
-    elif resolution is not None:
-        _try_forward(model)
+    else:
+        try_resolution(model, resolution)
     # The same numbers in the order that CPUs and GPUs convolve fastest.
     return model.to(memory_format=torch.channels_last)
 
@@ -275,6 +275,23 @@ def _try_forward(model: nn.Module) -> Tensor:
     except (StopIteration, RuntimeError, AttributeError, TypeError, AssertionError) as error:
         reason = str(error) or "it has no weights"
     raise ValueError(f"{_name(model)} could not classify one blank photo of shape (1, 3, {side}, {side}): {reason}.")
+
+
+def try_resolution(model: nn.Module, resolution: int | None) -> dict[str, Any]:
+    """The preprocessing of a model's photos at another resolution, None for its own; one blank photo is tried.
+
+    Raises:
+        ValueError: if the model does not say what it expects of a photo, or takes no pictures of this resolution.
+    """
+    own = preprocessing_of(model)
+    wanted = at_resolution(own, resolution)
+    if resolution is not None:
+        try:
+            model.__dict__["preprocessing"] = wanted
+            _try_forward(model)
+        finally:
+            model.__dict__["preprocessing"] = own
+    return wanted
 
 
 @contextmanager

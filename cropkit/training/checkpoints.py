@@ -94,7 +94,7 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         model.load_state_dict(tensors)
         facts = {name: about[name] for name in ("preprocessing", "class_names", "precision", "mirror", "metrics")}
     except KeyError as error:
-        raise DamagedCheckpoint(f"{path}: is no model that save_model wrote (it lacks {error}).") from error
+        raise DamagedCheckpoint(f"{path}: is no model that this version saved (it lacks {error}).") from error
     model.__dict__.update(facts)
     return model.eval()
 

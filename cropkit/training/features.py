@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from cropkit.data.copies import keep, photo_key
-from cropkit.data.datasets import CropDataset, at_resolution, made_ready, preprocessing_of
+from cropkit.data.datasets import CropDataset, made_ready
 from cropkit.data.files import DamagedCheckpoint, read_sealed, seal
-from cropkit.models.surgery import check_head, get_classifier
+from cropkit.models.surgery import check_head, get_classifier, try_resolution
 from cropkit.training.guards import explained
 from cropkit.training.inference import answers, batch_size_for
 from cropkit.training.memory import keep_freed_memory
@@ -74,9 +74,9 @@ class Features(TensorDataset):
 
     def tell(self, model: nn.Module) -> None:
         """Let a model whose head learned from these features carry how they came about, so that it predicts alike."""
-        facts = {"class_names": self.class_names, "precision": self.precision, "mirror": self.mirror}
-        if self.preprocessing is not None:
-            facts["preprocessing"] = self.preprocessing
+        facts: dict[str, Any] = {"class_names": self.class_names, "precision": self.precision}
+        if not isinstance(model, nn.Linear):  # a head alone sees no photos
+            facts |= {"mirror": self.mirror} | ({"preprocessing": self.preprocessing} if self.preprocessing else {})
         model.__dict__.update(facts)
 
 
@@ -109,7 +109,8 @@ def extract_features(
         2 N rows: of the photos, then of their mirror images.
 
     Raises:
-        ValueError: if the model has no linear head or does not say what it expects of a photo.
+        ValueError: if the model has no linear head, does not say what it expects of a photo, or takes no pictures of
+            this resolution; or if the loader's data set is not of photos.
         BadPhoto: if a photo cannot be read; it is named.
 
     Example:
@@ -119,7 +120,9 @@ def extract_features(
     """
     keep_freed_memory()
     _, head = get_classifier(model)
-    preprocessing = at_resolution(preprocessing_of(model), resolution)
+    preprocessing = try_resolution(model, resolution)
+    if not isinstance(loader.dataset, CropDataset):
+        raise ValueError(f"features are of photos, as from make_loaders, not of a {type(loader.dataset).__name__}.")
     dataset = cast(CropDataset, made_ready(loader.dataset, preprocessing))
     precision = resolve_precision(precision, model, training=False)
     folder = None if cache is None else Path(cache) / f"features-{_fingerprint(model, head, preprocessing)}-{precision}"

@@ -80,7 +80,7 @@ def fine_tune(
         raise ValueError("fine_tune needs photos with class names, as from make_loaders.")
     check_head(model, class_names)
     unfreeze(model)
-    model.__dict__["mirror"] = recipe == "lp_ft" if mirror is None else mirror
+    model.__dict__["mirror"] = recipe == "lp_ft" if mirror is None else bool(mirror)
     if recipe == "sgd_step":
         return fit_sgd_step(
             model, loaders, epochs=epochs, learning_rate=learning_rate or SGD_RATE, checkpoint=checkpoint
