@@ -63,8 +63,7 @@ class Config:
         learning_rate: the recipe's own unless given; see `fine_tune`.
         resolution: pixels of the square that the network sees; None is the weights' own. "auto" is that too, but for
             the recipe "logistic", where it is 8/7 of it if the network takes such pictures.
-        mirror: answer by photo and mirror image together, and fit a head to the features of both; "auto" does so in
-            the recipe "lp_ft", where it costs little beside the training.
+        mirror: answer by photo and mirror image together, and fit a head to the features of both.
         precision: "float32" or "bfloat16"; "auto" decides by the processor, see `resolve_precision`.
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
@@ -85,7 +84,7 @@ class Config:
     epochs: int = 6
     learning_rate: float | None = None
     resolution: int | Literal["auto"] | None = "auto"
-    mirror: bool | Literal["auto"] = "auto"
+    mirror: bool = False
     precision: Precision = "auto"
     batch_size: int = 32
     augment: bool = True
@@ -104,9 +103,9 @@ class Config:
         # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
         if self.weights is not None:
             object.__setattr__(self, "weights", os.fspath(self.weights))
-        if self.mirror not in (True, False, "auto"):
-            raise ValueError(f"mirror is {self.mirror!r}, but must be True, False or 'auto'.")
-        object.__setattr__(self, "mirror", self.mirror if self.mirror == "auto" else bool(self.mirror))
+        if self.mirror not in (True, False):
+            raise ValueError(f"mirror is {self.mirror!r}, but must be True or False.")
+        object.__setattr__(self, "mirror", bool(self.mirror))
         whole = [("epochs", 1), ("batch_size", 1), ("seed", 0)]
         for name, least in whole if self.resolution in (None, "auto") else [*whole, ("resolution", 32)]:
             try:
@@ -126,7 +125,6 @@ class Config:
         recipe: Any = self.recipe or RECIPES[self.method][0]
         weights = None if self.method == "from_scratch" else self.weights
         rate = self.learning_rate or (SGD_RATE if recipe == "sgd_step" else None)
-        mirror = recipe == "lp_ft" if self.mirror == "auto" else self.mirror
         resolution = None if self.resolution == "auto" and recipe != "logistic" else self.resolution
         wanted: Any = self.precision if self.precision != "auto" else os.environ.get("CROPKIT_PRECISION") or "auto"
         return replace(
@@ -135,7 +133,6 @@ class Config:
             weights=weights,
             learning_rate=rate,
             resolution=resolution,
-            mirror=mirror,
             precision=wanted,
         )
 
@@ -475,14 +472,14 @@ def _train(
             recipe=config.recipe or "",
             cache=cache,
             learning_rate=rate,
-            mirror=bool(config.mirror),
+            mirror=config.mirror,
             precision=precision["training"],
             feature_precision=precision["features"],
             checkpoint=checkpoint,
         )
     freeze_backbone(model)
-    mirror = bool(config.mirror)
-    features = features_for_head(model, loaders, cache=cache, precision=precision["features"], mirror=mirror)
+    precise = precision["features"]
+    features = features_for_head(model, loaders, cache=cache, precision=precise, mirror=config.mirror)
     if config.recipe == "logistic":
         return fit_head(model, features)
     # A matter of seconds, so nothing is saved meanwhile.

@@ -498,7 +498,8 @@ def test_a_method_can_be_replaced_without_keeping_what_belonged_to_the_other():
         ({"method": "feature_extraction"}, 256, False),
         ({"method": "feature_extraction", "recipe": "sgd_step"}, 224, False),
         ({"method": "feature_extraction", "resolution": None, "mirror": True}, 224, True),
-        ({"method": "fine_tuning", "resolution": 128}, 128, True),
+        ({"method": "fine_tuning", "resolution": 128, "mirror": True}, 128, True),
+        ({"method": "fine_tuning"}, 224, False),
     ],
 )
 def test_resolution_and_mirror_are_recorded_and_travel_with_the_model(catalog, tmp_path, fields, side, mirror):

@@ -132,7 +132,7 @@ def test_predict_gives_every_file_a_row_and_tells_which_it_cannot_read(trained, 
 
 def test_several_models_answer_together(trained, data, tmp_path, capsys):
     folder = trained[0]
-    assert main(["train", "--data", str(data), "--out", str(tmp_path), *TINY, "--mirror", "True"]) == 0
+    assert main(["train", "--data", str(data), "--out", str(tmp_path), *TINY, "--mirror"]) == 0
     other = json.loads(capsys.readouterr().out)["run"]
     assert main(["predict", "--model", folder, "--model", other, "--data", str(data)]) == 0
     rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])

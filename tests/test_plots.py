@@ -133,7 +133,7 @@ def test_nothing_to_show_is_an_error(tmp_path):
 def test_seeds_share_a_colour_and_a_name():
     ax = plots.comparison([run(0, 0.5), run(1, 0.4), run(0, 0.1, "from_scratch")])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "fine_tuning, imagenet, lp_ft, learning_rate=0.0005",
+        "fine_tuning, imagenet, lp_ft",
         "from_scratch, sgd_step, learning_rate=0.001",
     ]
     curves = [line for line in ax.lines if len(line.get_xdata()) == 3]

@@ -275,7 +275,7 @@ def test_fine_tune_lp_ft_starts_from_a_fitted_head_and_leaves_batchnorm_alone(ph
     loaders = make_loaders(photos, model, batch_size=4)
     fitted, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     fit_head(fitted, features_for_head(fitted, loaders, mirror=True))
-    history = fine_tune(model, loaders, epochs=2)
+    history = fine_tune(model, loaders, epochs=2, mirror=True)
     assert history["epoch"].tolist() == [0, 1, 2]
     assert (history["val_loss"][0], history["val_accuracy"][0]) == evaluate(fitted, loaders["val"])
     assert evaluate(model, loaders["val"])[1] >= history["val_accuracy"][0]

@@ -13,7 +13,6 @@ from cropkit.models.surgery import check_head, freeze_batchnorm, get_classifier,
 from cropkit.training.checkpoints import Checkpoint
 from cropkit.training.features import features_for_head, fit_head
 from cropkit.training.guards import class_names_of
-from cropkit.training.inference import mirrors
 from cropkit.training.loop import fit
 from cropkit.training.precision import resolve_precision
 from cropkit.training.processes import from_first
@@ -33,7 +32,7 @@ def fine_tune(
     recipe: str = "lp_ft",
     cache: str | os.PathLike[str] | None = None,
     learning_rate: float | None = None,
-    mirror: bool | None = None,
+    mirror: bool = False,
     precision: str = "auto",
     feature_precision: str = "auto",
     checkpoint: Checkpoint | None = None,
@@ -56,8 +55,7 @@ def fine_tune(
         cache: passed on to `extract_features`.
         learning_rate: the highest one; unless given, 0.001 for sgd_step, and for lp_ft's backbone 5e-6 for each step
             of the training, up to 5e-4.
-        mirror: answer, from now on, by photo and mirror image together, and fit lp_ft's head to both; unless given,
-            lp_ft does and sgd_step does not.
+        mirror: answer, from now on, by photo and mirror image together, and fit lp_ft's head to both.
         precision: of the training steps, see `resolve_precision`; sgd_step always trains in float32.
         feature_precision: of the features that lp_ft's head is fitted to.
         checkpoint: as in `fit`.
@@ -80,13 +78,13 @@ def fine_tune(
         raise ValueError("fine_tune needs photos with class names, as from make_loaders.")
     check_head(model, class_names)
     unfreeze(model)
-    model.__dict__["mirror"] = recipe == "lp_ft" if mirror is None else bool(mirror)
+    model.__dict__["mirror"] = bool(mirror)
     if recipe == "sgd_step":
         return fit_sgd_step(
             model, loaders, epochs=epochs, learning_rate=learning_rate or SGD_RATE, checkpoint=checkpoint
         )
     if checkpoint is None or not from_first(checkpoint.begun):
-        features = features_for_head(model, loaders, cache=cache, precision=feature_precision, mirror=mirrors(model))
+        features = features_for_head(model, loaders, cache=cache, precision=feature_precision, mirror=bool(mirror))
         fit_head(model, features)
     freeze_batchnorm(model)
     _, head = get_classifier(model)
