@@ -13,17 +13,8 @@ from torch.utils.data import DataLoader
 
 from cropkit.data.progress import progress
 from cropkit.models.surgery import check_head, check_names
+from cropkit.training import guards
 from cropkit.training.checkpoints import Checkpoint, TrainState
-from cropkit.training.guards import (
-    check_loss,
-    check_optimizer,
-    check_preprocessing,
-    check_targets,
-    check_weights,
-    class_names_of,
-    explained,
-    photos_of,
-)
 from cropkit.training.inference import answers, mirrors
 from cropkit.training.memory import keep_freed_memory
 from cropkit.training.precision import dtype_of, precision_of
@@ -84,11 +75,11 @@ def fit(
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; train for at least one.")
-    if (class_names := class_names_of(loaders["train"])) is not None:
+    if (class_names := guards.class_names_of(loaders["train"])) is not None:
         check_head(model, class_names)
         model.__dict__["class_names"] = list(class_names)
-    check_preprocessing(model, loaders["train"])
-    check_optimizer(model, optimizer, scheduler)
+    guards.check_preprocessing(model, loaders["train"])
+    guards.check_optimizer(model, optimizer, scheduler)
     keep_freed_memory()
     model.__dict__["precision"] = precision
     each_step = isinstance(scheduler, OneCycleLR | CyclicLR)
@@ -128,7 +119,7 @@ def fit(
                 checkpoint=checkpoint,
                 description=f"epoch {epoch}/{epochs}",
             )
-            check_weights(model, epoch)
+            guards.check_weights(model, epoch)
             val = judge(epoch)
             if scheduler is not None and not each_step:
                 scheduler.step()
@@ -146,7 +137,7 @@ def fit(
     return pd.DataFrame(state.rows, columns=HISTORY)
 
 
-@explained
+@guards.explained
 def train_one_epoch(
     model: nn.Module,
     loader: DataLoader,
@@ -189,13 +180,17 @@ def train_one_epoch(
     model.train()
     if state.batches == 0:
         state.learning_rate = optimizer.param_groups[-1]["lr"]
+
+    def which() -> str:
+        return guards.photos_of(loader, state.batches)
+
     for photos, targets in progress(loader, description):
         photos, targets = photos.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype_of(precision), enabled=precision != "float32"):
             logits = model(photos)
-        check_targets(targets, logits, lambda: photos_of(loader, state.batches))
+        guards.check_targets(targets, logits, which)
         loss = criterion(logits.float(), targets)
-        check_loss(loss, optimizer, state.epoch, state.batches + 1, lambda: photos_of(loader, state.batches))
+        guards.check_loss(loss, optimizer, state.epoch, state.batches + 1, which)
         optimizer.zero_grad()
         (loss * share_of_batch(len(targets))).backward()
         optimizer.step()
@@ -209,7 +204,7 @@ def train_one_epoch(
     return state.loss_sum / state.count, state.correct / state.count
 
 
-@explained
+@guards.explained
 def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None = None) -> tuple[float, float]:
     """Loss and accuracy over a loader's photos as they are; means over photos, so the batch size does not matter.
 
@@ -237,14 +232,14 @@ def evaluate(model: nn.Module, loader: DataLoader, criterion: nn.Module | None =
     """
     if not len(loader.dataset):  # type: ignore[arg-type]
         raise ValueError("the loader has no photos, so there is nothing to evaluate.")
-    if (class_names := class_names_of(loader)) is not None:
+    if (class_names := guards.class_names_of(loader)) is not None:
         check_names(model, class_names)
     keep_freed_memory()
     criterion = criterion or nn.CrossEntropyLoss()
     loss_sum, correct, count = 0.0, 0, 0
     flips = (False, True)[: 1 + mirrors(model)]
     for logits, targets in answers(model, loader, precision_of(model), "evaluate", flips=flips):
-        check_targets(targets, logits)
+        guards.check_targets(targets, logits)
         loss_sum += criterion(logits, targets).item() * len(targets)
         correct += int((logits.argmax(dim=1) == targets).sum())
         count += len(targets)
