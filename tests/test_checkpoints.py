@@ -98,7 +98,7 @@ for number in range(10**6):
 
 def test_after_a_kill_in_the_middle_of_saving_a_whole_one_can_be_loaded(tmp_path):
     path = tmp_path / "last.safetensors"
-    for delay in (0.0, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.05):
+    for delay in (0.0, 0.006, 0.015, 0.04):
         with subprocess.Popen([sys.executable, "-c", SAVE, str(path)], stdout=subprocess.PIPE) as process:
             process.stdout.readline()  # it saves now
             time.sleep(delay)

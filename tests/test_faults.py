@@ -26,7 +26,7 @@ def catalog(make_photos):
 
 def network():
     torch.manual_seed(0)
-    return create_model("mobilenet_v3_small", weights=None, num_classes=2)
+    return create_model("mobilenet_v3_small", weights=None, num_classes=2, resolution=64)
 
 
 def loaders_of(targets):
@@ -173,7 +173,7 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     for workers in (0, 2):
         torch.manual_seed(0)
-        model = create_model("mobilenet_v3_small", weights=None, num_classes=2)
+        model = create_model("mobilenet_v3_small", weights=None, num_classes=2, resolution=64)
         loaders = make_loaders(split(scan(sys.argv[1])), model, batch_size=4, num_workers=workers)
         history = fit(model, loaders, optim.SGD(model.parameters(), lr=0.1), epochs=1)
         print(history["train_loss"][1], history["val_loss"][1])

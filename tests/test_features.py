@@ -270,12 +270,15 @@ def test_mirror_images_double_the_features_and_a_models_answer_is_the_mean_of_bo
     with torch.no_grad():
         logits = mine.eval()(photos)
         assert torch.allclose(mine.classifier(vectors[count:]), logits, atol=1e-3)
+    one = data["val"].one_a_photo()
+    assert torch.equal(one.tensors[0], (vectors[:count] + vectors[count:]) / 2) and not one.mirror
     history = fit_head(mine, data)
     assert mine.mirror and mine.preprocessing == model.preprocessing
     accuracy = history.loc[history["chosen"], "val_accuracy"].item()
     assert evaluate(mine, loaders["val"])[1] == pytest.approx(accuracy)
     once, both = predict(mine, loaders["val"], mirror=False), predict(mine, loaders["val"])
-    assert not once.equals(both)
+    assert not np.allclose(once["loss"], both["loss"])
+    assert evaluate(mine, loaders["val"])[0] == pytest.approx(both["loss"].mean())
     alone = nn.Linear(1280, 2)  # a head alone, which gets no photos that could be mirrored
     fit_head(alone, data)
     assert evaluate(alone, DataLoader(data["val"].one_a_photo()))[1] == pytest.approx(accuracy)

@@ -134,7 +134,7 @@ def photos(make_photos):
 
 @pytest.fixture(scope="module")
 def resnet():
-    return create_model("resnet18", weights=None)
+    return create_model("resnet18", weights=None, resolution=64)  # small photos, so that it is fast
 
 
 def test_head_is_checked_before_the_first_step(resnet, photos):
