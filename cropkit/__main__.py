@@ -49,14 +49,15 @@ def fetch(name: Literal["grocery36"], root: Path | None = None) -> str:
     return str(fetch_collection(name, root))
 
 
-def scan(data: Path, metadata: Path | None = None) -> str:
+def scan(data: Path, metadata: Path | None = None, corrections: Path | None = None) -> str:
     """List every photo and what is wrong with it, as CSV.
 
     Args:
         data: folder of <class>/<photo>, train|val|test/<class>/<photo>, or with an index.csv.
         metadata: a table of more facts about the photos, such as tag_locCoor.csv.
+        corrections: a file of corrected labels.
     """
-    found = catalog.scan(data, metadata=metadata)
+    found = catalog.scan(data, metadata=metadata, corrections=corrections)
     for row in catalog.passed_over(data).itertuples():
         print(f"passed over: {row.path} ({row.reason})")
     bad = found[found["problem"] != ""]

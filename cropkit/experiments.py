@@ -23,9 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cropkit.data.catalog import class_names, good_photos, scan
+from cropkit.data.corrections import correct, read_corrections
 from cropkit.data.datasets import CropDataset, make_loaders, preprocessing_of
 from cropkit.data.files import file_hash, replace_text
-from cropkit.data.splitting import drop_leaks
+from cropkit.data.splitting import check_split, drop_leaks
 from cropkit.evaluation.metrics import bootstrap_interval
 from cropkit.evaluation.predictions import predict
 from cropkit.models.surgery import create_model, freeze_backbone, get_classifier
@@ -68,6 +69,8 @@ class Config:
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
         seed: >= 0; decides the new head, the order of the photos and how they are varied.
+        corrections: a file of corrected labels (see `correct`), for train and val. The test photos keep their labels,
+            so that runs before and after can be compared on them. Another content makes another run.
 
     Raises:
         ValueError: if a field cannot be what it is.
@@ -89,6 +92,7 @@ class Config:
     batch_size: int = 32
     augment: bool = True
     seed: int = 0
+    corrections: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in RECIPES:
@@ -101,8 +105,9 @@ class Config:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision is {self.precision!r}, but must be 'auto', 'float32' or 'bfloat16'.")
         # Plain types only: a number of numpy's would be another one to JSON, and no checkpoint could be read again.
-        if self.weights is not None:
-            object.__setattr__(self, "weights", os.fspath(self.weights))
+        for name in ("weights", "corrections"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if self.mirror not in (True, False):
             raise ValueError(f"mirror is {self.mirror!r}, but must be True or False.")
         object.__setattr__(self, "mirror", bool(self.mirror))
@@ -121,11 +126,13 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same config with nothing left open but the precision, which the machine decides, and what the network and
-        the number of photos decide: the resolution and lp_ft's rate."""
+        the number of photos decide: the resolution and lp_ft's rate. Corrections are told by a digest of what they
+        say."""
         recipe: Any = self.recipe or RECIPES[self.method][0]
         weights = None if self.method == "from_scratch" else self.weights
         rate = self.learning_rate or (SGD_RATE if recipe == "sgd_step" else None)
         resolution = None if self.resolution == "auto" and recipe != "logistic" else self.resolution
+        corrections = None if self.corrections is None else _content_of(self.corrections)
         wanted: Any = self.precision if self.precision != "auto" else os.environ.get("CROPKIT_PRECISION") or "auto"
         return replace(
             self,
@@ -134,6 +141,7 @@ class Config:
             learning_rate=rate,
             resolution=resolution,
             precision=wanted,
+            corrections=corrections,
         )
 
     @property
@@ -325,7 +333,7 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         rows.append(
             {
                 "run": run.folder.name,
-                **asdict(run.config.resolved()),
+                **record["resolved"],
                 **scores,
                 "low": low,
                 "high": high,
@@ -344,6 +352,11 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
     if twice := catalog.loc[catalog["path"].duplicated(), "path"].tolist():
         raise ValueError(f"{twice[0]} is in the catalog twice. Scan one folder that holds all photos.")
     record: dict[str, Any] = {"resolved": asdict(config), "classes": names, "data": _describe(catalog)}
+    if asked.corrections is not None:
+        corrected, tested = correct(catalog, asked.corrections), catalog["split"] == "test"
+        corrected[tested] = catalog[tested]
+        catalog = good_photos(corrected)
+        check_split(catalog)
     if config.weights not in (None, "imagenet"):
         record["weights_file"] = file_hash(str(config.weights))
     begun = from_first(lambda: _read_record(folder))
@@ -513,6 +526,12 @@ def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
     rows = photos[["path", "label", "split", "sha256"]].to_csv(index=False)
     counts = {str(part): int(count) for part, count in photos["split"].value_counts().sort_index().items()}
     return {"photos": counts, "sha256": hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()}
+
+
+def _content_of(corrections: str) -> str:
+    """What a file of corrections says, in a few letters: who decided when does not matter."""
+    said = read_corrections(corrections).drop(columns="when").sort_values("path").to_csv(index=False)
+    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _digest(model: nn.Module) -> str:

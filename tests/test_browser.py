@@ -105,12 +105,12 @@ def check_some_cells(page, folder):
         f"{row.label}/{Path(row.path).name}": contain(open_photo(folder / "photos" / row.path), THUMBNAIL)
         for row in good_photos(scan(folder / "photos")).itertuples()
     }
-    cells = page.locator("table:has(details)").first.locator("details")
+    cells = page.locator("table:has(details)").first.locator("td > details")
     cells.first.wait_for(state="attached", timeout=WAIT)
     for cell in (cells.first, cells.last):
-        summary = cell.locator("summary")
+        summary = cell.locator("> summary")
         count, true = re.match(r"(\d+) photos? of (.*) predicted as", summary.get_attribute("title")).groups()
-        images = cell.locator("img")
+        images = cell.locator('img[alt*="predicted as"]:not([alt$="larger"])')
         assert not images.first.is_visible()
         summary.focus()
         summary.press("Enter")  # a keyboard is enough
@@ -128,7 +128,8 @@ def check_some_cells(page, folder):
                 if photo.size == seen.size
             }
             assert min(apart, key=apart.__getitem__).split("/")[0] == true
-            claimed = Path(image.locator("xpath=../following-sibling::div[@title]").get_attribute("title")).name
+            claimed = image.locator("xpath=ancestor::div[1]/following-sibling::div[@title]").get_attribute("title")
+            claimed = Path(claimed).name
             assert apart[f"{true}/{claimed}"] < min(apart.values()) + 1  # a twin in another part may be as near
         summary.press("Enter")
         images.first.wait_for(state="hidden", timeout=WAIT)

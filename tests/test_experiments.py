@@ -429,7 +429,7 @@ def test_a_folder_without_runs_says_so(tmp_path):
 def test_predictions_of_a_run_know_their_photos(catalog, tmp_path):
     run = run_experiment(HEAD, catalog, tmp_path)
     for predictions in (run.predictions, read_runs(tmp_path)[0].predictions):
-        assert cropkit.explore(predictions).html.count("<img") == len(predictions)
+        assert cropkit.explore(predictions).html.count("max-width:160px") == len(predictions)
 
 
 def test_precision_is_resolved_by_rule_recorded_and_travels_with_the_model(catalog, tmp_path, monkeypatch):

@@ -14,8 +14,14 @@ from cropkit.data.photos import contain
 from cropkit.evaluation.explorer import THUMBNAIL, explore
 from cropkit.evaluation.metrics import similarity_order
 
-SUMMARY = re.compile(r'<summary [^>]*aria-label="([^"]*)">([^<]*)</summary>(.*?)</details>')
-PHOTO = re.compile(r'<img src="data:image/jpeg;base64,([^"]*)" .*?loss ([\d.]+)</div><div title="([^"]*)"')
+SUMMARY = re.compile(r'<summary [^>]*aria-label="([^"]*)">([^<]*)</summary>(.*?)</td>')
+PHOTO = re.compile(
+    r'<img src="data:image/jpeg;base64,([^"]*)" alt="[^"]*" style="max-width:160px(?:(?!max-width:160px).)*?'
+    r'loss ([\d.]+)</div><div title="([^"]*)"'
+)
+
+
+SIDE = f"max-width:{THUMBNAIL}px"  # of a photo of a cell; what stands beside it has another size
 
 
 def made_up(root, paths, targets, seed=0):
@@ -79,7 +85,7 @@ def test_every_cell_has_its_count_and_its_photos(predictions):
 def test_at_most_per_cell_photos_are_shown_and_all_are_counted(predictions):
     page = explore(predictions, per_cell=2).html
     check_against_the_photos(page, predictions, per_cell=2)
-    assert re.search(r"<b>\d+ photos of apple predicted as apple</b>, 2 of them shown", page)
+    assert re.search(r"<b>\d+ photos of apple predicted as apple</b></div><div [^>]*>2 of them shown", page)
 
 
 def test_real_photos_are_those_that_the_cells_claim(real_data):
@@ -104,7 +110,7 @@ def test_names_are_shown_as_they_are_and_run_nothing(make_photos):
 def test_a_missing_photo_is_replaced_by_the_reason(predictions, tmp_path):
     (tmp_path / "photos" / predictions["path"][0]).unlink()
     page = explore(predictions, per_cell=99).html
-    assert page.count("<img") == len(predictions) - 1
+    assert page.count(SIDE) == len(predictions) - 1
     assert "No such file" in page
 
 
@@ -142,7 +148,7 @@ def test_without_a_folder_or_photos_the_error_names_the_remedy(predictions):
 def test_the_argument_root_overrides_the_column(predictions):
     root = predictions["root"][0]
     for other in (predictions.drop(columns="root"), predictions.assign(root="/nowhere")):
-        assert explore(other, root=root, per_cell=99).html.count("<img") == len(predictions)
+        assert explore(other, root=root, per_cell=99).html.count(SIDE) == len(predictions)
     assert "<img" not in explore(predictions, root="/nowhere").html
 
 
@@ -151,31 +157,140 @@ def test_each_photo_is_read_from_its_own_folder(make_photos, tmp_path):
     (roots[1] / "apple" / "0.jpg").unlink()
     tables = [made_up(root, (catalog := scan(root))["path"], catalog["label"]) for root in roots]
     both = pd.concat(tables)  # the same paths twice, below two folders
-    assert explore(both).html.count("<img") == len(both) == 7
+    assert explore(both).html.count(SIDE) == len(both) == 7
     check_against_the_photos(explore(both[both["root"] == str(roots[1])]).html, tables[1])
 
 
-def test_live_controls_change_the_table(predictions):
-    pytest.importorskip("ipywidgets")
-    widget = explore(predictions, live=True)
-    controls, shown = widget.children
-    pick, (find, normalize, least) = controls.children[0], controls.children[1].children
-    check_against_the_photos(shown.value, predictions)
-    confident = predictions[predictions["probability"] >= 0.6]
-    least.value = 0.6
-    check_against_the_photos(shown.value, confident)
-    find.value = "PEAR/1"
-    assert f">{confident['path'].str.contains('pear/1').sum()} photos, " in shown.value
-    least.value, find.value, normalize.value = 0.0, "", "true"
-    numbers = {pair: int(number) for pair, (number, _) in opened(shown.value).items()}
-    assert abs(sum(number for (true, _), number in numbers.items() if true == "apple") - 100) <= 1
-    of_row = numbers["apple", "pear"]
-    pick.value = ("pear",)
-    cells = opened(shown.value)
-    assert all("pear" in pair for pair in cells)
-    assert int(cells["apple", "pear"][0]) == of_row  # still a share of all apples
-    least.value = 1.0  # no confidence is that high
-    assert ">0 photos, 0 correct" in shown.value
+def large(page):
+    return page.count("max-width:400px")
+
+
+def test_wrong_answers_open_larger_and_stand_beside_the_surest_photo_of_both_classes(predictions):
+    page = explore(predictions).html
+    wrong = (predictions["target"] != predictions["predicted"]).sum()
+    assert large(page) == wrong
+    right = predictions[predictions["target"] == predictions["predicted"]]
+    surest = right.loc[right.groupby("target")["probability"].idxmax()].set_index("target")
+    small = re.findall(r'<img src="data:image/jpeg;base64,([^"]*)" alt="(\w+), the surest right answer"', page)
+    assert {name for _, name in small} == {"apple", "pear", "plum"}
+    for data, name in small:
+        seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), float)
+        row = surest.loc[name]
+        photo = np.asarray(contain(open_photo(f"{row['root']}/{row['path']}", min_side=80), 80), float)
+        assert np.abs(seen - photo).mean() < 12
+
+
+def test_training_photos_that_a_wrong_answer_is_near_to_are_shown(predictions):
+    wrong = predictions[predictions["target"] != predictions["predicted"]]
+    near = pd.DataFrame({"path": wrong["path"], "root": wrong["root"], "nearest": "plum/3.jpg", "label": "plum"})
+    page = explore(predictions, nearest=near).html
+    assert page.count("learned from: plum") == page.count('alt="a training photo of plum"') == len(wrong)
+
+
+def test_look_alikes_can_be_put_together(predictions):
+    page = explore(predictions, groups=2).html
+    cells = opened(page)
+    names = {name for pair in cells for name in pair}
+    assert len(names) == 2
+    assert sum(int(number) for number, _ in cells.values()) == len(predictions)
+    with pytest.raises(ValueError, match="groups is 0"):
+        explore(predictions, groups=0)
+
+
+def test_names_are_shown_in_both_languages_where_they_are_known(make_photos):
+    root = make_photos({"mango": 3, "thistle": 3})
+    catalog = scan(root)
+    page = explore(made_up(root, catalog["path"], catalog["label"])).html
+    assert ">mango 芒果</th>" in page and ">thistle</th>" in page
+
+
+def changed(page):
+    """The cells of a page of two models: {(true, predicted): (change, [(heading, paths)])}."""
+    cells = {}
+    for title, number, rest in SUMMARY.findall(page):
+        true, predicted = re.match(r"(.*) predicted as (.*): \d+ came", title).groups()
+        groups = re.split(r"<div [^>]*>((?:came|went), [^<]*: \d+[^<]*)</div>", rest)[1:]
+        shown = [(groups[k], re.findall(r'<div title="([^"]*)"', groups[k + 1])) for k in range(0, len(groups), 2)]
+        cells[true, predicted] = (int(number), shown)
+    return cells
+
+
+def test_two_models_are_compared_photo_by_photo(predictions):
+    after = made_up(predictions["root"][0], predictions["path"], predictions["target"], seed=1)
+    shuffled = after.sample(frac=1, random_state=0)  # matched by path, not by row
+    page = explore(predictions, shuffled, per_cell=99).html
+    cells = changed(page)
+    names = ["apple", "pear", "plum"]
+    counts = [
+        pd.crosstab(table["target"], table["predicted"]).reindex(index=names, columns=names, fill_value=0)
+        for table in (predictions, after)
+    ]
+    before_of, after_of = (table.set_index("path")["predicted"] for table in (predictions, after))
+    for true in names:
+        for predicted in names:
+            here = predictions.set_index("path")["target"] == true
+            came = set(here.index[here & (after_of == predicted) & (before_of != predicted)])
+            went = set(here.index[here & (before_of == predicted) & (after_of != predicted)])
+            assert ((true, predicted) in cells) == bool(came or went)
+            if not came | went:
+                continue
+            change, groups = cells[true, predicted]
+            assert change == counts[1].at[true, predicted] - counts[0].at[true, predicted]
+            for heading, paths in groups:
+                among = came if heading.startswith("came") else went
+                kind = {
+                    "mended": lambda path, true=true: after_of[path] == true,
+                    "broken": lambda path, true=true: before_of[path] == true,
+                    "wrong in another way": lambda path, true=true: true not in (before_of[path], after_of[path]),
+                }[re.fullmatch(r"\w+, (.*): \d+", heading)[1]]
+                assert set(paths) == {path for path in among if kind(path)} and paths
+            assert sum(len(paths) for _, paths in groups) == len(came) + len(went)
+    test = metrics_of_two(predictions, after)
+    assert f"{test[0]} mended, {test[1]} broken (McNemar's p = {test[2]:.3f})" in page
+
+
+def metrics_of_two(before, after):
+    from scipy.stats import binomtest
+
+    right = (before["target"] == before["predicted"]).to_numpy(), (after["target"] == after["predicted"]).to_numpy()
+    mended, broken = int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum())
+    return mended, broken, binomtest(mended, mended + broken).pvalue
+
+
+def test_what_got_worse_is_told_without_colour(predictions):
+    after = predictions.copy()
+    first = after.index[after["predicted"] == after["target"]][0]
+    target = after.at[first, "target"]
+    other = next(name for name in ("apple", "pear", "plum") if name != target)
+    after.loc[first, "predicted"] = other
+    page = explore(predictions, after).html
+    titles = [title for title, *_ in SUMMARY.findall(page)]
+    assert sorted(titles) == sorted(
+        [
+            f"{target} predicted as {target}: 0 came, 1 went, worse",
+            f"{target} predicted as {other}: 1 came, 0 went, worse",
+        ]
+    )
+    assert page.count("text-decoration:underline") == 2
+
+
+def test_tables_of_other_photos_labels_or_classes_are_not_compared(predictions):
+    with pytest.raises(ValueError, match="in one table only"):
+        explore(predictions, predictions.head(80))
+    with pytest.raises(ValueError, match="another true class"):
+        explore(predictions, predictions.assign(target="plum"))
+    with pytest.raises(ValueError, match="other classes"):
+        explore(predictions, predictions.drop(columns="p_plum"))
+
+
+def test_a_page_of_many_photos_stays_small(predictions):
+    many = pd.concat([predictions.assign(path=[f"{k}/{path}" for path in predictions["path"]]) for k in range(60)])
+    root = predictions["root"][0]
+    import shutil
+
+    for k in range(60):
+        shutil.copytree(root, f"{root}/{k}", ignore=shutil.ignore_patterns("[0-9]*[0-9]", "?"))
+    assert len(explore(many, per_cell=999).html) < 15_000_000
 
 
 def test_a_strip_of_a_photo_and_a_loss_that_is_not_a_number_are_shown(predictions, tmp_path):

@@ -2,6 +2,7 @@
 
 from cropkit.data.catalog import class_names, good_photos, passed_over, scan
 from cropkit.data.copies import cache_size, clear_cache
+from cropkit.data.corrections import add_correction, correct, read_corrections
 from cropkit.data.datasets import CropDataset, make_loaders, transforms_for
 from cropkit.data.files import DamagedCheckpoint
 from cropkit.data.photos import BadPhoto, crop_around, crosshair_pixel, open_photo

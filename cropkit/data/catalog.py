@@ -1,8 +1,6 @@
 """The catalog: a DataFrame with one row a photo of a folder."""
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +9,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pandas as pd
 from PIL import Image
 
+from cropkit.data.corrections import correct
 from cropkit.data.photos import BadPhoto, decode_photo, read_photo
 from cropkit.data.progress import progress
+from cropkit.data.tables import read_table
 
 SPLITS = ("train", "val", "test")
 COLUMNS = [
@@ -25,7 +25,11 @@ CHUNK = 256  # photos that are read ahead
 
 
 def scan(
-    root: str | os.PathLike[str], *, metadata: str | os.PathLike[str] | None = None, workers: int | None = None
+    root: str | os.PathLike[str],
+    *,
+    metadata: str | os.PathLike[str] | None = None,
+    corrections: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """List every photo below a folder, decode it once, and say what is wrong with it.
 
@@ -37,6 +41,7 @@ def scan(
         metadata: a table of more facts, UTF-8 or cp950, with a column ``path``, ``Img`` or ``filename``. Joined by
             path where it holds paths of this folder, else by file name; its other columns are added as text, except
             those that the catalog has already.
+        corrections: a file of corrected labels, see `correct`.
         workers: threads that decode; as many as the machine has cores unless given.
 
     Returns:
@@ -72,7 +77,8 @@ def scan(
     catalog["root"] = str(root)
     unplaced = (catalog["label"] == "") & (catalog["problem"] == "")
     catalog.loc[unplaced, "problem"] = "lies in no class folder"
-    return catalog if table is None else _join(catalog, table)
+    catalog = catalog if table is None else _join(catalog, table)
+    return catalog if corrections is None else correct(catalog, corrections)
 
 
 def passed_over(root: str | os.PathLike[str]) -> pd.DataFrame:
@@ -169,37 +175,6 @@ def _label_by_folder(root: Path, files: list[str]) -> list[dict[str, str]]:
     ]
 
 
-def _read_table(file: Path) -> tuple[pd.DataFrame, str]:
-    """A CSV table, its rows by their line in the file, and its encoding.
-
-    Everything stays text, since a class may be called "NA" or "007".
-    """
-    data = file.read_bytes()
-    for encoding in ("utf-8-sig", "cp950"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        break
-    else:
-        raise ValueError(f"{file}: is neither UTF-8 nor cp950. Save it as UTF-8.")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: dict[int, list[str]] = {}
-    try:
-        header = next((row for row in lines if row), [])
-        for row in lines:
-            if any(row[len(header) :]):  # a comma at the end is harmless
-                raise csv.Error(f"{len(row)} fields, but the header has {len(header)}")
-            if row:
-                rows[lines.line_num] = [*row, *[""] * len(header)][: len(header)]
-    except csv.Error as error:
-        raise ValueError(f"{file}, line {lines.line_num}: is no row of a CSV table ({error}).") from error
-    if not header or len(set(header)) < len(header):
-        raise ValueError(f"{file}: its first line must name the columns, each once; it is {header}.")
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=header, dtype=str)
-    return table, encoding.removesuffix("-sig")
-
-
 def _plain_paths(file: Path, paths: pd.Series) -> pd.Series:
     """The paths without "./" and the like; refuses those that lead out of the folder or come twice."""
     for line, path in paths.items():
@@ -215,7 +190,7 @@ def _plain_paths(file: Path, paths: pd.Series) -> pd.Series:
 
 def _read_index(index: Path) -> list[dict[str, str]]:
     """Path, label and split of each row."""
-    table, encoding = _read_table(index)
+    table, encoding = read_table(index)
     if encoding != "utf-8":
         print(f"{index}: is not UTF-8, so it is read as {encoding}")
     missing = {"path", "label"} - set(table.columns)
@@ -238,7 +213,7 @@ def _read_metadata(file: Path) -> tuple[Path, pd.DataFrame, str]:
     """The table with its photos' paths as index, and its encoding."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such table of metadata.")
-    table, encoding = _read_table(file)
+    table, encoding = read_table(file)
     naming = next((column for column in NAMING if column in table), None)
     if naming is None:
         raise ValueError(f"{file}: names no photos; one of its columns must be called {' or '.join(NAMING)}.")

@@ -156,7 +156,9 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
     return catalog.assign(split=column)
 
 
-def prepare(root: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def prepare(
+    root: str | os.PathLike[str], *, corrections: str | os.PathLike[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scan a folder and keep what a model can be trained and tested on.
 
     A split that the folder brings is kept. Where it has no val or no test photos, these are taken out of train;
@@ -165,6 +167,7 @@ def prepare(root: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Args:
         root: a folder as `scan` understands it.
+        corrections: a file of corrected labels, see `correct`.
 
     Returns:
         A catalog in which every class has training photos, and there are photos in train, val and test; and what was
@@ -177,7 +180,7 @@ def prepare(root: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
         >>> catalog, left_out = prepare("photos")
         left out: 0 files that are no photos, 0 photos ...
     """
-    scanned = scan(root)
+    scanned = scan(root, corrections=corrections)
     bad = scanned[scanned["problem"] != ""].rename(columns={"problem": "reason"})[LEFT_OUT]
     clean, leaks = drop_leaks(good_photos(scanned))
     print(

@@ -1,6 +1,7 @@
 """What went wrong, and where? Predictions, metrics, Grad-CAM, the explorer; `plots` draws (import it by itself)."""
 
 from cropkit.evaluation.explorer import explore
+from cropkit.evaluation.label_errors import find_label_errors, nearest_photos
 from cropkit.evaluation.metrics import (
     accuracy,
     bootstrap_interval,
@@ -14,4 +15,5 @@ from cropkit.evaluation.metrics import (
     weighted_precision,
 )
 from cropkit.evaluation.predictions import average, predict
+from cropkit.evaluation.review import review
 from cropkit.evaluation.saliency import grad_cam

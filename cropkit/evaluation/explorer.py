@@ -4,15 +4,11 @@ The page is one table with inline styles and one ``<details>`` a cell, since Jup
 and ids from a notebook that is not trusted. So it works offline, there, and in an exported page.
 """
 
-import base64
-import html
-import io
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,16 +16,27 @@ from uuid import uuid4
 import pandas as pd
 
 from cropkit.data.datasets import photo_threads
-from cropkit.data.photos import BadPhoto, contain, open_photo
-from cropkit.evaluation.metrics import classes_of, confusion_matrix, similarity_order
+from cropkit.evaluation.metrics import (
+    accuracy,
+    bootstrap_interval,
+    classes_of,
+    look_alikes,
+    mcnemar,
+    similarity_order,
+)
+from cropkit.evaluation.pages import both, img, picture, text
 
 # Pixels. A panel of photos opens below its row, or above it where there is no room below, so heights must be known.
-THUMBNAIL, ROW = 96, 24
+THUMBNAIL, SMALL, NEAR, LARGE, ROW = 160, 80, 52, 400, 24
 LETTER, STACKED = 7, 12  # a letter of a column's name: turned, or below another letter
 PITCH = ROW + 1  # a row and its line
 LONGEST = 20  # letters of a column's name, at most
-PHOTO_WIDTH, PHOTO_HEIGHT, PHOTOS_A_ROW, HEADING = 128, THUMBNAIL + 44, 6, 44
-CORRECT, WRONG = "0,114,178", "230,159,0"  # Okabe and Ito's blue and orange, distinct to colour-blind readers
+PHOTO_WIDTH, PHOTO_HEIGHT, PHOTOS_A_ROW = THUMBNAIL + 16, THUMBNAIL + 50, 4
+TALLEST = 560  # of a panel; what is more is scrolled
+BETTER, WORSE = "0,114,178", "213,94,0"  # Okabe and Ito's blue and vermilion, distinct to colour-blind readers
+SHOWN, EXPLAINED = 1200, 150  # photos on a page at most; and wrong answers that open larger, their likes below
+QUALITY = 50  # of the pictures' JPEG
+PAGE = 14_000_000  # bytes that pictures take, at most: what is left over by the photos is spent on what is beside them
 
 
 @dataclass(frozen=True)
@@ -42,32 +49,49 @@ class Explorer:
         return self.html
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """What one cell shows: a number, its colour, a sentence, and photos below headings."""
+
+    number: str
+    style: str
+    title: str
+    groups: list[tuple[str, pd.DataFrame]]
+
+
 def explore(
     predictions: pd.DataFrame,
+    after: pd.DataFrame | None = None,
     *,
     classes: Iterable[str] | None = None,
     order: str = "similarity",
+    groups: int | None = None,
     per_cell: int = 12,
-    live: bool = False,
+    nearest: pd.DataFrame | None = None,
     root: str | os.PathLike[str] | None = None,
-) -> Any:
+) -> Explorer:
     """Show the confusion matrix as a table whose cells open and show their photos, the largest loss first.
+
+    With `after`, a second table for the same photos, a cell shows how its count changed, and opened, which photos came
+    and went: mended, broken, or wrong in another way.
 
     Args:
         predictions: from `predict` or of a `Run`.
+        after: of another model, for the same photos; None shows one model.
         classes: only photos of these classes, or predicted as one of them; None for all.
         order: ``"similarity"`` makes similar classes neighbours (see `similarity_order`), ``"name"`` keeps the
             model's order.
+        groups: look-alikes are put together, so that so many rows and columns are left (see `look_alikes`).
         per_cell: photos shown of a cell, at most; the count is always of all.
-        live: with controls (ipywidgets): classes, text that a path contains, counts or shares, least confidence.
+        nearest: from `nearest_photos`; the training photos that are most like a photo stand below it.
         root: the folder that the paths are relative to; None for the one in the column ``root``.
 
     Returns:
-        An `Explorer`, or with `live` a widget; Jupyter shows either as the last value of a cell.
+        An `Explorer`; Jupyter shows it as the last value of a cell.
 
     Raises:
-        ValueError: if there is nothing to show, a class or the order is unknown, or a photo has no folder.
-        ImportError: if `live` is True and ipywidgets is not installed.
+        ValueError: if there is nothing to show, a class or the order is unknown, a photo has no folder, or the second
+            table is of other photos, classes or labels.
 
     Example:
         >>> import tempfile
@@ -76,8 +100,8 @@ def explore(
         ...     Image.new("RGB", (64, 48), "green").save(f"{folder}/1.jpg")
         ...     predictions = pd.DataFrame({"root": folder, "path": ["1.jpg"], "target": "pear", "predicted": "plum"})
         ...     page = explore(predictions.assign(probability=0.9, loss=2.3, p_pear=0.1, p_plum=0.9))
-        >>> page.html.count("<img"), "1 photo of pear predicted as plum" in page.html
-        (1, True)
+        >>> page.html.count("<img"), "1 photo of pear predicted as plum" in page.html  # small, and larger on a click
+        (2, True)
     """
     if predictions.empty:
         raise ValueError("there are no predictions to show.")
@@ -89,104 +113,183 @@ def explore(
         raise ValueError(f"per_cell is {per_cell}, but must be at least 1.")
     if order not in ("similarity", "name"):
         raise ValueError(f"order is {order!r}, but must be 'similarity' or 'name'.")
+    if after is not None:
+        if classes_of(after) != classes_of(predictions):
+            raise ValueError("the two tables are of models with other classes, so their answers cannot be compared.")
+        mcnemar(predictions, after)  # refuses other photos and labels
     names = similarity_order(predictions) if order == "similarity" else classes_of(predictions)
+    group_of = {name: name for name in names} if groups is None else look_alikes(predictions, groups)
     chosen = [] if classes is None else [classes] if isinstance(classes, str) else list(classes)
     for name in chosen:
         if name not in names:
             near = get_close_matches(str(name), names, 1)
             raise ValueError(f"{name!r} is no class here.{f' Did you mean {near[0]!r}?' if near else ''}")
-    thumbnail = lru_cache(maxsize=None)(_thumbnail)
+    rows = list(dict.fromkeys(group_of[name] for name in names))
+    table = predictions.assign(row=predictions["target"].map(group_of), column=predictions["predicted"].map(group_of))
+    if after is not None:
+        then = after.set_index("path")[["predicted", "probability"]].add_suffix("_after")
+        table = table.join(then, on="path").assign(column_after=lambda t: t["predicted_after"].map(group_of))
+    if chosen:
+        wanted = {group_of[name] for name in chosen}
+        answers = [column for column in ("row", "column", "column_after") if column in table]
+        table = table[table[answers].isin(wanted).any(axis=1)]
+        rows = [name for name in rows if name in {*wanted, *table[answers].to_numpy().ravel()}]
+    worst = table.sort_values("loss", ascending=False, kind="stable", na_position="first")
+    cells = _counts(worst, per_cell) if after is None else _changes(worst, per_cell)
+    sentence = _sentence(table) if after is None else _comparison(predictions, after)
+    return Explorer(_page(sentence, rows, cells, _Pictures(cells, predictions, nearest)))
 
-    def page(some: pd.DataFrame, chosen: list[str], normalize: str | None = None) -> str:
-        # Shares are of all photos of a class, so they are taken before classes are chosen.
-        counts = confusion_matrix(some)
-        shares = counts if normalize is None else confusion_matrix(some, normalize=normalize)
-        rows = names
-        if chosen:
-            some = some[some["target"].isin(chosen) | some["predicted"].isin(chosen)]
-            rows = [name for name in names if name in {*chosen, *some["target"], *some["predicted"]}]
-        return _page(some, rows, counts, shares, per_cell, thumbnail)
 
-    if not live:
-        return Explorer(page(predictions, chosen))
-    try:
-        import ipywidgets as widgets
-    except ImportError as error:
-        raise ImportError("live=True needs ipywidgets: pip install ipywidgets") from error
-    wide = {"description_width": "9em"}
-    pick = widgets.SelectMultiple(options=sorted(names), value=chosen, description="classes", rows=5, style=wide)
-    find = widgets.Text(description="path contains", continuous_update=False, style=wide)
-    normalize = widgets.ToggleButtons(
-        options=[("counts", None), ("% of row", "true"), ("% of column", "predicted")], description="show", style=wide
+def _counts(worst: pd.DataFrame, per_cell: int) -> dict[tuple[str, str], _Cell]:
+    """The cells of one model's matrix; `worst` is ordered by loss."""
+    each = worst.groupby(["row", "column"], sort=False)
+    sizes = each.size()
+    per_cell = _fewer(sizes, per_cell)
+    photos_of = worst["row"].value_counts()
+    most = max([count for (row, column), count in sizes.items() if row != column], default=1)
+    cells = {}
+    for (row, column), photos in each:
+        count, right = len(photos), row == column
+        # Errors are few: each more must be seen, so their colour is by number, that of right answers by share.
+        depth = 0.1 + 0.5 * (count / photos_of[row] if right else count / most)
+        title = f"{count} {'photo' if count == 1 else 'photos'} of {row} predicted as {column}"
+        some = "" if count <= per_cell else f"{per_cell} of them shown, the largest loss first"
+        style = f"background-color:rgba({BETTER if right else WORSE},{depth:.2f})"
+        cells[row, column] = _Cell(str(count), style, title, [(some, photos.head(per_cell))])
+    return cells
+
+
+def _fewer(sizes: pd.Series, per_cell: int) -> int:
+    """How many photos each of some groups may show, so that the page does not become too large."""
+    while per_cell > 1 and sizes.clip(upper=per_cell).sum() > SHOWN:
+        per_cell -= 1
+    return per_cell
+
+
+def _changes(worst: pd.DataFrame, per_cell: int) -> dict[tuple[str, str], _Cell]:
+    """The cells of the change from one model to another: what came into a cell, and what left it."""
+    moved = worst[worst["column"] != worst["column_after"]]
+    per_cell = _fewer(moved.groupby(["row", "column", "column_after"]).size().repeat(2), per_cell)  # shown twice
+    came = dict(list(moved.groupby(["row", "column_after"], sort=False)))
+    went = dict(list(moved.groupby(["row", "column"], sort=False)))
+    cells = {}
+    for row, column in came.keys() | went.keys():
+        both = [photos.get((row, column), moved.head(0)) for photos in (came, went)]
+        change = len(both[0]) - len(both[1])
+        better = change * (1 if row == column else -1)
+        groups = []
+        for photos, verb in zip(both, ("came", "went"), strict=True):
+            kinds = {
+                "mended": photos["column_after"] == photos["row"],
+                "broken": photos["column"] == photos["row"],
+                "wrong in another way": (photos["column"] != photos["row"]) & (photos["column_after"] != photos["row"]),
+            }
+            for kind, which in kinds.items():
+                if count := int(which.sum()):
+                    some = "" if count <= per_cell else f", {per_cell} of them shown"
+                    groups.append((f"{verb}, {kind}: {count}{some}", photos[which].head(per_cell)))
+        judged = "better" if better > 0 else "worse" if better < 0 else "as many"
+        title = f"{row} predicted as {column}: {len(both[0])} came, {len(both[1])} went, {judged}"
+        # Not by colour alone: what got worse is underlined.
+        style = f"background-color:rgba({BETTER if better > 0 else WORSE},{min(0.7, 0.1 + 0.1 * abs(change)):.2f})"
+        style = f"{style};text-decoration:underline" if better < 0 else style if better else ""
+        cells[row, column] = _Cell(f"{change:+d}" if change else "0", style, title, groups)
+    return cells
+
+
+def _sentence(table: pd.DataFrame) -> str:
+    correct = (table["target"] == table["predicted"]).sum()
+    return (
+        f"{len(table):,} photos, {correct:,} correct. Rows: true class. Columns: predicted class. "
+        "Open a cell to see its photos, the largest loss first."
     )
-    least = widgets.FloatSlider(
-        min=0, max=1, step=0.05, description="confidence from", continuous_update=False, style=wide
+
+
+def _comparison(before: pd.DataFrame, after: pd.DataFrame) -> str:
+    test = mcnemar(before, after)
+    told = []
+    for name, predictions in (("before", before), ("after", after)):
+        low, high = bootstrap_interval(predictions)
+        told.append(f"{name} {accuracy(predictions):.1%} correct ({low:.1%} to {high:.1%})")
+    return (
+        f"{len(before):,} photos: {', '.join(told)}; {test['only_other']} mended, {test['only_one']} broken "
+        f"(McNemar's p = {test['p_value']:.3f}). A cell shows the change of its count; underlined: worse. "
+        "Open it to see which photos came and went."
     )
-    shown = widgets.HTML()
-
-    def show(_: object = None) -> None:
-        keep = predictions["path"].str.contains(find.value, case=False, regex=False)
-        shown.value = page(
-            predictions[keep & (predictions["probability"] >= least.value)], list(pick.value), normalize.value
-        )
-
-    for control in (pick, find, normalize, least):
-        control.observe(show, "value")
-    show()
-    return widgets.VBox([widgets.HBox([pick, widgets.VBox([find, normalize, least])]), shown])
 
 
-def _page(
-    predictions: pd.DataFrame,
-    names: list[str],
-    counts: pd.DataFrame,
-    shares: pd.DataFrame,
-    per_cell: int,
-    thumbnail: Callable[[Path], str],
-) -> str:
-    """The table of these predictions, its rows and columns in the order of `names`; a cell shows its share."""
-    worst = predictions.sort_values("loss", ascending=False, kind="stable", na_position="first")
-    photos_of = counts.sum(axis=1)
-    cells = {pair: photos.head(per_cell) for pair, photos in worst.groupby(["target", "predicted"], sort=False)}
-    with photo_threads() as threads:
-        files = [Path(row.root, row.path) for photos in cells.values() for row in photos.itertuples()]
-        pictures = dict(zip(files, threads.map(thumbnail, files), strict=True))
+class _Pictures:
+    """The pictures of a page as data addresses: every photo small, and what explains it as far as there is room.
+
+    Args:
+        cells: whose photos are shown.
+        predictions: of all photos; the surest right answer of a class is its reference.
+        nearest: training photos below each photo, or None.
+    """
+
+    def __init__(
+        self, cells: dict[tuple[str, str], _Cell], predictions: pd.DataFrame, nearest: pd.DataFrame | None
+    ) -> None:
+        right = predictions[predictions["target"] == predictions["predicted"]].sort_values("probability")
+        surest = right.drop_duplicates("target", keep="last")
+        self.reference = {row.target: Path(row.root, row.path) for row in surest.itertuples()}
+        self.near: dict[str, list[tuple[Path, str]]] = {}
+        for row in () if nearest is None else nearest.itertuples():
+            self.near.setdefault(row.path, []).append((Path(row.root, row.nearest), row.label))
+        shown = pd.concat([photos for cell in cells.values() for _, photos in cell.groups] or [predictions.head(0)])
+        wrong = shown[shown["target"] != shown["predicted"]]
+        worst = wrong.drop_duplicates("path").nlargest(EXPLAINED, "loss")
+        photos = [(Path(row.root, row.path), THUMBNAIL) for row in shown.itertuples()]
+        others = [(file, SMALL) for file in self.reference.values() if len(wrong)]
+        others += [(file, SMALL) for path in worst["path"] for file, _ in self.near.get(path, [])]
+        others += [(Path(row.root, row.path), LARGE) for row in worst.itertuples()]
+        wanted = list(dict.fromkeys(photos + others))
+        with photo_threads() as threads:
+            self.drawn = dict(
+                zip(wanted, threads.map(lambda pair: picture(pair[0], pair[1], QUALITY), wanted), strict=True)
+            )
+        self.room = PAGE - sum(len(self.drawn[pair]) for pair in photos)
+
+    def img(self, file: Path, side: int, alt: str, shown_at: int = 0) -> str:
+        """A picture as an element; the reason where it cannot be read; nothing where there is no room for it."""
+        address = self.drawn.get((file, side), "")
+        if side != THUMBNAIL and address.startswith("data:"):
+            if self.room < len(address):
+                return ""
+            self.room -= len(address)
+        return img(address, shown_at or side, alt)
+
+
+def _page(sentence: str, names: list[str], cells: dict[tuple[str, str], _Cell], pictures: _Pictures) -> str:
+    """The table, its rows and columns in the order of `names`."""
     # Where the rows begin, below the sentence and the columns' names: between `top` and `low`.
-    longest = min(max(map(len, names), default=0), LONGEST)
+    longest = min(max((len(both(name)) for name in names), default=0), LONGEST)
     top, low = 50 + LETTER * longest, 50 + STACKED * longest
     group, height = uuid4().hex, low + PITCH * len(names)
     lines = []
     for row, true in enumerate(names):
-        line = [f'<th scope="row" style="{_NAME}" title="{_text(true)}">{_text(true)}</th>']
+        line = [f'<th scope="row" style="{_NAME}" title="{text(true)}">{text(both(true))}</th>']
         for predicted in names:
-            if (true, predicted) not in cells:
+            cell = cells.get((true, predicted))
+            if cell is None:
                 line.append(f'<td style="{_CELL}"></td>')
                 continue
-            photos, count = cells[true, predicted], counts.at[true, predicted]
-            tall = HEADING + PHOTO_HEIGHT * math.ceil(len(photos) / PHOTOS_A_ROW)
+            tall = _height(cell, pictures)
             above, below = top + PITCH * row - tall, low + PITCH * (row + 1) + tall
             up = above >= 0 and 2 * row >= len(names)
             height = height if up else max(height, below)
-            number = str(count) if shares is counts else f"{100 * shares.at[true, predicted]:.0f}"
-            colour = (
-                f"rgba({CORRECT if true == predicted else WRONG},{0.14 + 0.5 * (count / photos_of[true]) ** 0.5:.2f})"
-            )
-            title = f"{count} {'photo' if count == 1 else 'photos'} of {_text(true)} predicted as {_text(predicted)}"
-            panel = _panel(title, photos, count, pictures, tall, -tall - ROW if up else 0)
-            summary = f'<summary style="{_SUMMARY}" title="{title}" aria-label="{title}">{number}</summary>'
+            panel = _panel(cell, pictures, tall, -tall - ROW if up else 0)
+            title = text(cell.title)
+            summary = f'<summary style="{_SUMMARY}" title="{title}" aria-label="{title}">{cell.number}</summary>'
             details = f'<details name="{group}">{summary}{panel}</details>'
-            line.append(f'<td style="{_CELL};background-color:{colour}">{details}</td>')
+            line.append(f'<td style="{_CELL};{cell.style}">{details}</td>')
         lines.append(f'<tr style="background-color:transparent">{"".join(line)}</tr>')
     heads = "".join(
-        f'<th scope="col" style="{_HEAD}"><div style="{_TURNED}">{_text(name)}</div></th>' for name in names
-    )
-    correct = (predictions["target"] == predictions["predicted"]).sum()
-    sentence = (
-        f"{len(predictions):,} photos, {correct:,} correct. Rows: true class. Columns: predicted class. "
-        "Open a cell to see its photos, the largest loss first."
+        f'<th scope="col" style="{_HEAD}" title="{text(name)}"><div style="{_TURNED}">{text(both(name))}</div></th>'
+        for name in names
     )
     return (
-        f'<div style="position:relative;min-height:{height}px;min-width:{PHOTO_WIDTH * PHOTOS_A_ROW + 40}px">'
+        f'<div style="position:relative;min-height:{height}px;min-width:{PHOTO_WIDTH * PHOTOS_A_ROW + 60}px">'
         f'<div style="height:40px;line-height:20px;font-size:13px">{sentence}</div>'
         f'<table style="{_TABLE}"><thead><tr><td style="border:none"></td>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -195,7 +298,7 @@ def _page(
 
 _TABLE = "border-collapse:collapse;table-layout:auto;font-size:11px;margin:0;width:auto"
 _FIT = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
-_NAME = f"height:{ROW}px;max-width:160px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;border:none;{_FIT}"
+_NAME = f"height:{ROW}px;max-width:200px;padding:0px 6px 0px 0px;text-align:right;font-weight:400;border:none;{_FIT}"
 _HEAD = "padding:0px;border:none;vertical-align:bottom;text-align:center;font-weight:400"
 # Letters below each other where writing-mode is removed.
 _TURNED = (
@@ -209,42 +312,60 @@ _CELL = (
 _SUMMARY = f"display:block;height:{ROW - 2}px;line-height:{ROW - 2}px;cursor:pointer"
 
 
-def _panel(title: str, photos: pd.DataFrame, count: int, pictures: dict[Path, str], tall: int, lift: int) -> str:
+def _height(cell: _Cell, pictures: _Pictures) -> int:
+    """Of a cell's panel, in pixels."""
+    rows = sum(math.ceil(len(photos) / PHOTOS_A_ROW) for _, photos in cell.groups)
+    explained = SMALL + 24  # the classes' surest photos
+    each = PHOTO_HEIGHT + (NEAR + 16 if pictures.near else 0)
+    return min(TALLEST, 44 + 20 * len(cell.groups) + each * rows + explained)
+
+
+def _panel(cell: _Cell, pictures: _Pictures, tall: int, lift: int) -> str:
     """The photos of one cell, over the table; in colours of its own, since it covers the table in either theme."""
-    some = "" if len(photos) == count else f", {len(photos)} of them shown"
-    wide = PHOTO_WIDTH * min(max(len(photos), 4), PHOTOS_A_ROW)
-    figures = []
-    for row in photos.itertuples():
-        picture = pictures[Path(row.root, row.path)]
-        if picture.startswith("data:"):
-            alt = f"{_text(row.target)}, predicted as {_text(row.predicted)}"
-            picture = f'<img src="{picture}" alt="{alt}" style="max-width:{THUMBNAIL}px;margin:0px">'
-        figures.append(
-            f'<div style="width:{PHOTO_WIDTH - 8}px;height:{PHOTO_HEIGHT - 4}px;margin:0px 4px">'
-            f'<div style="height:{THUMBNAIL + 2}px">{picture}</div>'
-            f"<div>{row.probability:.0%} sure, loss {row.loss:.2f}</div>"
-            f'<div title="{_text(row.path)}" style="{_FIT}">{_text(Path(row.path).name)}</div></div>'
-        )
+    wide = PHOTO_WIDTH * min(max(*(len(photos) for _, photos in cell.groups), 3), PHOTOS_A_ROW) + 16
+    body = f'<div style="height:24px;font-size:13px;line-height:20px;{_FIT}"><b>{text(cell.title)}</b></div>'
+    for heading, photos in cell.groups:
+        body += f'<div style="font-size:13px;line-height:20px">{text(heading)}</div>' if heading else ""
+        figures = "".join(_photo(row, pictures) for row in photos.itertuples())
+        body += f'<div style="display:flex;flex-wrap:wrap">{figures}</div>'
+    first = next(cell.groups[0][1].itertuples())
+    answers = dict.fromkeys([first.target, first.predicted, getattr(first, "predicted_after", first.target)])
+    references = "".join(
+        f'<div style="display:inline-block;margin-right:12px">{surest}<div>{text(both(name))}, surest</div></div>'
+        for name in answers
+        if len(answers) > 1 and name in pictures.reference
+        if (surest := pictures.img(pictures.reference[name], SMALL, f"{name}, the surest right answer"))
+    )
     return (
         f'<div style="position:absolute;left:4px;z-index:9;width:{wide}px;height:{tall - 12}px;'
         f"margin-top:{lift}px;padding:6px 6px 4px 6px;overflow:auto;background-color:#f7f7f7;color:#1a1a1a;"
-        'border:1px solid #767676;text-align:left;font-size:11px;line-height:15px">'
-        f'<div style="height:24px;font-size:13px;line-height:20px;{_FIT}"><b>{title}</b>{some}, the largest loss first'
-        f'</div><div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div></div>'
+        'border:1px solid #767676;text-align:left;font-size:11px;line-height:15px;text-decoration:none">'
+        f"{body}{references}</div>"
     )
 
 
-def _thumbnail(path: Path) -> str:
-    """A small JPEG as a data address, or the reason why there is none."""
-    try:
-        photo = contain(open_photo(path.expanduser(), min_side=THUMBNAIL), THUMBNAIL)
-    except BadPhoto as error:
-        return _text(error.reason)
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=65)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _text(text: str) -> str:
-    """Escaped for HTML; bytes of a file's name that are no text become question marks."""
-    return html.escape(str(text).encode("utf-8", "replace").decode())
+def _photo(row: Any, pictures: _Pictures) -> str:
+    """One photo of a panel: itself, what was said of it, its name, and what it resembles."""
+    file, wrong = Path(row.root, row.path), row.target != row.predicted
+    alt = f"{row.target}, predicted as {row.predicted}"
+    shown = pictures.img(file, THUMBNAIL, alt)
+    if wrong and (large := pictures.img(file, LARGE, f"{alt}, larger")):
+        shown = f'<details><summary style="display:block;cursor:zoom-in">{shown}</summary>{large}</details>'
+    told = f"{row.probability:.0%} sure, loss {row.loss:.2f}"
+    if hasattr(row, "predicted_after"):
+        told = (
+            f"before: {text(row.predicted)}, {row.probability:.0%}<br>"
+            f"after: {text(row.predicted_after)}, {row.probability_after:.0%}"
+        )
+    near = [
+        f'<span title="{text(label)}">{small}</span>'
+        for path, label in (pictures.near.get(row.path, []) if wrong else [])
+        if (small := pictures.img(path, SMALL, f"a training photo of {label}", NEAR))
+    ]
+    labels = ", ".join(dict.fromkeys(label for _, label in pictures.near.get(row.path, [])))
+    learned = f'<div style="{_FIT}">learned from: {text(labels)}</div>{"".join(near)}' if near else ""
+    return (
+        f'<div style="width:{PHOTO_WIDTH - 8}px;margin:0px 4px 6px 4px"><div style="min-height:{THUMBNAIL * 3 // 4}px">'
+        f"{shown}</div><div>{told}</div>"
+        f'<div title="{text(row.path)}" style="{_FIT}">{text(Path(row.path).name)}</div>{learned}</div>'
+    )

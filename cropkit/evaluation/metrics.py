@@ -147,6 +147,44 @@ def similarity_order(predictions: pd.DataFrame) -> list[str]:
         ['b', 'c', 'a']
     """
     from scipy.cluster import hierarchy
+
+    seen, unseen, tree = _similarity(predictions)
+    return seen + unseen if tree is None else [seen[leaf] for leaf in hierarchy.leaves_list(tree)] + unseen
+
+
+def look_alikes(predictions: pd.DataFrame, groups: int) -> dict[str, str]:
+    """Put the classes together that a model takes for each other most often (as `similarity_order` measures it).
+
+    Args:
+        predictions: from `predict`.
+        groups: how many are left, at most.
+
+    Returns:
+        The group's name of each class: the classes in it, joined by " + ".
+
+    Raises:
+        ValueError: if `groups` is below 1.
+
+    Example:
+        >>> predictions = pd.DataFrame({"target": list("abc"), "p_a": [0.6, 0, 0.4], "p_b": [0, 0.9, 0]})
+        >>> look_alikes(predictions.assign(p_c=[0.4, 0.1, 0.6]), 2)
+        {'a': 'a + c', 'b': 'b', 'c': 'a + c'}
+    """
+    from scipy.cluster import hierarchy
+
+    if groups < 1:
+        raise ValueError(f"groups is {groups}, but must be at least 1.")
+    seen, unseen, tree = _similarity(predictions)
+    number = range(len(seen)) if tree is None else hierarchy.fcluster(tree, groups, "maxclust")
+    group = dict(zip(seen, (int(n) for n in number), strict=True)) | {name: -k for k, name in enumerate(unseen, 1)}
+    return {
+        name: " + ".join(other for other in group if group[other] == group[name]) for name in classes_of(predictions)
+    }
+
+
+def _similarity(predictions: pd.DataFrame) -> tuple[list[str], list[str], np.ndarray | None]:
+    """The classes that have photos, those that have none, and the tree of the former, if they are at least three."""
+    from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
     names = classes_of(predictions)
@@ -154,13 +192,12 @@ def similarity_order(predictions: pd.DataFrame) -> list[str]:
     seen = [name for name in names if name in mean.index]
     unseen = [name for name in names if name not in mean.index]
     if len(seen) < 3:
-        return seen + unseen
+        return seen, unseen, None
     similarity = np.nan_to_num(mean.loc[seen, [f"p_{name}" for name in seen]].to_numpy(float))
     # Square roots, so that 10 % is nearer to 30 % than to 0 %.
     distance = 1 - np.sqrt((similarity + similarity.T) / 2)
     np.fill_diagonal(distance, 0)
-    tree = hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
-    return [seen[leaf] for leaf in hierarchy.leaves_list(tree)] + unseen
+    return seen, unseen, hierarchy.linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
 
 
 def classification_report(predictions: pd.DataFrame) -> pd.DataFrame:
