@@ -1,4 +1,4 @@
-"""Notebook 07 in a real JupyterLab and a real browser: what a learner clicks is what a learner sees."""
+"""Notebooks in a real JupyterLab and a real browser: what a learner clicks is what a learner sees, and what is kept."""
 
 import base64
 import importlib.util
@@ -184,5 +184,153 @@ def test_the_exported_page_works_without_jupyter(executed, browser, folder):
     Path(folder / "07.html").write_text(html, encoding="utf-8")
     page, strangers = open_page(browser, (folder / "07.html").as_uri())
     check_some_cells(page, folder)
+    assert strangers == []
+    page.close()
+
+
+def cells_notebook(folder, name, *sources):
+    """A notebook of these code cells."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / name)
+
+
+def run_all(page):
+    page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=WAIT)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def restart_kernel(address, notebook):
+    """What the button does, by the server's own interface."""
+    parts = urlsplit(address)
+    headers = {"Authorization": f"token {parts.query.split('&')[0].removeprefix('token=')}"}
+    base = f"{parts.scheme}://{parts.netloc}/api"
+
+    def ask(path, method="GET"):
+        request = urllib.request.Request(f"{base}/{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    (session,) = (one for one in ask("sessions") if one["path"] == notebook)
+    ask(f"kernels/{session['kernel']['id']}/restart", "POST")
+
+
+def wait_until(page, condition):
+    for _ in range(WAIT // 200):
+        if condition():
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError("it did not happen in time")
+
+
+PANEL = """
+from cropkit import Config, panel, prepare
+catalog, _ = prepare("photos")
+panel(catalog, "runs", base=Config("mobilenet_v3_small", None, "from_scratch", epochs=15, resolution=64))
+"""
+
+
+def test_a_run_outlives_the_page_and_the_kernel_and_ends_as_if_nobody_had_disturbed_it(browser, lab, folder, tmp_path):
+    from cropkit import Config, prepare, run_experiment
+    from cropkit.experiments import read_runs
+
+    config = Config("mobilenet_v3_small", None, "from_scratch", epochs=15, resolution=64)
+    lines = folder / "runs" / config.name / "metrics.jsonl"
+
+    def epochs():
+        return len(lines.read_text().splitlines()) if lines.exists() else 0
+
+    cells_notebook(folder, "panel.ipynb", PANEL)
+    page, strangers = open_page(browser, lab("panel.ipynb"))
+    run_all(page)
+    page.get_by_role("button", name="run", exact=True).click(timeout=WAIT)
+    wait_until(page, lambda: epochs() >= 2)
+    page.keyboard.press("Control+s")
+    page.reload()
+    done = epochs()
+    page.get_by_role("button", name="stop", exact=True).wait_for(timeout=WAIT)  # the panel is there again
+    wait_until(page, lambda: epochs() > done)
+    restart_kernel(lab("panel.ipynb"), "panel.ipynb")
+    done = epochs()
+    page.wait_for_timeout(2000)
+    run_all(page)
+    wait_until(page, lambda: epochs() > done or epochs() == 16)
+    listed = page.locator("option", has_text=re.compile(r"finished\s+from_scratch"))
+    listed.first.wait_for(state="attached", timeout=WAIT)
+    whole = run_experiment(config, prepare(folder / "photos")[0], tmp_path)
+    (run,) = read_runs(folder / "runs")
+    assert run.finished
+    assert run.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert (run.folder / "best.safetensors").read_bytes() == (whole.folder / "best.safetensors").read_bytes()
+    assert strangers == []
+    page.close()
+
+
+REVIEW = """
+import os
+from pathlib import Path
+from cropkit import prepare, review
+Path("kernel.pid").write_text(str(os.getpid()))
+catalog, _ = prepare("photos")
+review(catalog.head(5).assign(suggested="pear"), "corrections.csv")
+"""
+
+
+def test_what_was_judged_is_kept_when_the_kernel_is_killed(browser, lab, folder):
+    from cropkit.data.corrections import decisions
+
+    cells_notebook(folder, "review.ipynb", REVIEW)
+    page, strangers = open_page(browser, lab("review.ipynb"))
+    run_all(page)
+    page.get_by_text("0 of 5 judged").wait_for(timeout=WAIT)
+    for number, button in enumerate(("it is pear", "exclude", "right"), start=1):
+        page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_text(f"{number} of 5 judged").wait_for(timeout=WAIT)
+        assert len(decisions(folder / "corrections.csv")) == number
+    os.kill(int((folder / "kernel.pid").read_text()), 9)
+    catalog = prepare_quietly(folder / "photos")
+    said = decisions(folder / "corrections.csv")
+    assert said["path"].tolist() == catalog["path"].head(3).tolist()
+    assert said["to"].tolist() == ["pear", "exclude", catalog["label"][2]]
+    assert strangers == []
+    page.close()
+
+
+def prepare_quietly(root):
+    from cropkit import prepare
+
+    return prepare(root)[0]
+
+
+def test_two_runs_are_compared_by_keyboard_on_a_page_without_jupyter(browser, folder, tmp_path):
+    import pandas as pd
+
+    from cropkit import explore
+
+    catalog = prepare_quietly(folder / "photos")
+    names = sorted(set(catalog["label"]))
+    rng = np.random.default_rng(0)
+
+    def answers():
+        predicted = [label if rng.random() < 0.6 else str(rng.choice(names)) for label in catalog["label"]]
+        table = pd.DataFrame({"root": catalog["root"], "path": catalog["path"], "target": catalog["label"]})
+        table = table.assign(predicted=predicted, probability=0.5, loss=rng.random(len(catalog)))
+        return table.assign(**{f"p_{name}": 1 / len(names) for name in names})
+
+    before, after = answers(), answers()
+    (tmp_path / "two.html").write_text(f"<meta charset=utf-8>{explore(before, after).html}", encoding="utf-8")
+    page, strangers = open_page(browser, (tmp_path / "two.html").as_uri())
+    cells = page.locator("td > details")
+    assert cells.count() > 2
+    for cell in (cells.first, cells.last):
+        summary, photos = cell.locator("> summary"), cell.locator('img[alt*="predicted as"]')
+        summary.focus()
+        assert not photos.first.is_visible()
+        page.keyboard.press("Enter")
+        photos.first.wait_for(state="visible")
+        row, panel = summary.bounding_box(), cell.locator("> div").bounding_box()
+        assert panel["y"] >= row["y"] + row["height"] - 2 or panel["y"] + panel["height"] <= row["y"] + 2  # beside it
+        page.keyboard.press("Enter")
     assert strangers == []
     page.close()
