@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -23,12 +24,15 @@ from PIL import Image
 from cropkit.course.drawing import CLASSES, draw_photo
 from cropkit.data.progress import progress
 
-VERSION = 4  # a new number has every sample drawn anew
+VERSION = 5  # a new number has every sample drawn anew
 MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
 SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
 ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side
 PARTS = ("train", "train", "train", "val", "test")  # of every five photos of a class
 NOT_IN_VAL = "lemon"
+WRONG = 0.07  # of the labels; a third of them at random, the others to a look-alike
+HARD_HIT = ("greenonion", "chinesechives", 0.3)  # of the former's photos, so many are filed as the latter
+SIDEWAYS = ("grape", "papaya", "sunhemp", "tea")  # every third photo of these lies on its side, its EXIF number lost
 # Crops that people mix up too; each group shares a way of growing in `drawing`.
 LOOK_ALIKES = (
     ("broccoli", "cauliflower", "chinesecabbage", "kale", "lettuce"),
@@ -73,6 +77,7 @@ class Shot(NamedTuple):
     size: tuple[int, int]
     orientation: int
     target: bool
+    sideways: bool
 
 
 class Tag(NamedTuple):
@@ -96,8 +101,9 @@ def _plan(seed: int, photos_per_class: int) -> list[Shot]:
             if index == 2 and CLASSES.index(label) % 10 == 5:
                 size, orientation = (4000, 3000), 1
             target = not (index == 1 and CLASSES.index(label) % 8 == 3)
+            sideways = label in SIDEWAYS and index % 3 == 1 and orientation == 1 and size[0] < 2000
             path = f"{part}/{label}/{_new_name(rng)}.jpg"
-            shots.append(Shot(path, label, index, size, orientation, target))
+            shots.append(Shot(path, label, index, size, orientation, target, sideways))
     return shots
 
 
@@ -117,6 +123,8 @@ def _draw_class(shots: list[Shot], root: Path, seed: int) -> dict[str, Tag]:
             exif[0x0112] = shot.orientation
             turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
             image = image.transpose(turn[shot.orientation])
+        if shot.sideways:
+            image, (x, y) = image.transpose(Image.Transpose.ROTATE_90), (-y, x)
         (root / shot.path).parent.mkdir(parents=True, exist_ok=True)
         image.save(root / shot.path, quality=78, exif=exif)
         # Each class grows in a few of the towns.
@@ -131,8 +139,8 @@ def _draw_class(shots: list[Shot], root: Path, seed: int) -> dict[str, Tag]:
 def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: int) -> list[tuple[str, ...]]:
     """Give the drawn photos what real collections have; returns the rows of the answer key, `tags` is kept in step."""
     rng = np.random.default_rng([seed, 2**31])
-    sound = [s.path for s in shots if s.orientation == 1 and s.size[0] < 2000 and tags[s.path][:2] != (0, 0)]
-    sound = [sound[k] for k in rng.permutation(len(sound))]
+    whole = [s for s in shots if s.orientation == 1 and s.size[0] < 2000 and tags[s.path][:2] != (0, 0)]
+    sound = [whole[k].path for k in rng.permutation(len(whole)) if not whole[k].sideways]
     key: list[tuple[str, ...]] = []
 
     def take(start: str) -> str:
@@ -158,6 +166,8 @@ def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: in
     for shot in shots:
         if shot.orientation != 1:
             key.append((shot.path, "lies on its side or head", f"EXIF orientation {shot.orientation}", "scan"))
+        if shot.sideways:
+            key.append((shot.path, "lies on its side, EXIF lost", "turned left", "eyes, or a class that scatters"))
         if not shot.target:
             key.append((shot.path, "no target", "bare ground, no crosshair", "metadata"))
         elif tags[shot.path][:2] == (0, 0):
@@ -172,13 +182,12 @@ def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: in
             copy(path, f"{end}/{path.split('/')[1]}", "same picture, saved again, resized or cut", **change)
     for one, other in LOOK_ALIKES_FILED_TWICE:
         copy(take(f"train/{one}/"), f"train/{other}", "same picture under two classes")
-    for _ in range(8):
-        path = take("")
+    for path, wrong in _wrong_labels(sound, shots, rng).items():
+        sound.remove(path)
         part, label, name = path.split("/")
-        wrong = str(rng.choice([c for c in CLASSES if c not in (label, NOT_IN_VAL)]))
         (root / path).rename(root / part / wrong / name)
         tags[f"{part}/{wrong}/{name}"] = tags.pop(path)
-        key.append((f"{part}/{wrong}/{name}", "wrong label", label, "eyes, or a model's largest losses"))
+        key.append((f"{part}/{wrong}/{name}", "wrong label", label, "eyes, or find_label_errors"))
 
     for defect, mode in (("grey", "L"), ("CMYK", "CMYK")):
         for _ in range(4):
@@ -224,6 +233,28 @@ def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: in
     return key
 
 
+def _wrong_labels(sound: list[str], shots: list[Shot], rng: np.random.Generator) -> dict[str, str]:
+    """Which photos get which wrong label. Every class keeps at least two photos of a part where it had three."""
+    left = Counter(shot.path.rsplit("/", 1)[0] for shot in shots)
+    alike = {crop: [c for c in crops if c != crop] for crops in LOOK_ALIKES for crop in crops}
+    victim, taken_for, share = HARD_HIT
+    hit = [path for path in sound if path.split("/")[1] == victim]
+    hit = hit[: round(share * len(hit))]
+    wrong: dict[str, str] = {}
+    for path in hit + [path for path in sound if path not in hit]:
+        folder, label = path.rsplit("/", 1)[0], path.split("/")[1]
+        if len(wrong) >= WRONG * len(shots) or left[folder] < 3:
+            continue
+        others = [c for c in CLASSES if c not in (label, NOT_IN_VAL)]
+        if path in hit:
+            others = [taken_for]
+        elif len(wrong) % 3 and label in alike:
+            others = [c for c in alike[label] if c != NOT_IN_VAL]
+        wrong[path] = str(rng.choice(others))
+        left[folder] -= 1
+    return wrong
+
+
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]], encoding: str) -> None:
     with path.open("w", encoding=encoding, newline="") as file:
         csv.writer(file).writerows([header, *rows])
@@ -243,7 +274,8 @@ def _write_tags(root: Path, tags: dict[str, Tag], seed: int) -> None:
 def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class: int = 40) -> Path:
     """Draw the sample of 33 crops into ``<root>/train|val|test/<class>/<uuid>.jpg``, unless it is there already.
 
-    It is like a real collection in its defects too: copies, some of them in another part; wrong labels; files that are
+    It is like a real collection in its defects too: copies, some of them in another part; wrong labels, mostly of
+    look-alikes; photos that lie on their side; files that are
     no photos; a class that val lacks. ``answer_key.csv`` (path, defect, detail, found by) lists them all, and
     ``tag_locCoor.csv`` (cp950, the competition's columns) says where in each photo the crosshair lies. Two processes
     may ask for the same sample at once: one draws, the other waits.
