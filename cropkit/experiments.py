@@ -278,22 +278,35 @@ def read_runs(out: str | os.PathLike[str]) -> list[Run]:
         >>> run.folder in [known.folder for known in read_runs("runs")]
         True
     """
-    return [run for run, _ in _read_all(out)]
-
-
-def _read_all(out: str | os.PathLike[str]) -> list[tuple[Run, dict[str, Any]]]:
-    """The runs below a folder, each with its record."""
     folders = [path.parent for path in sorted(Path(out).expanduser().glob(f"*/{RECORD}"))]
     if not folders:
         raise FileNotFoundError(f"{out}: holds no run. run_experiment(config, catalog, {str(out)!r}) makes one.")
-    runs = []
-    for folder in folders:
-        record: Any = _read_record(folder)
-        try:
-            runs.append((_read(folder, Config(**record["config"]), record), record))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: is no run of this version ({error!r}). Move it elsewhere.") from error
-    return runs
+    return [read_run(folder) for folder in folders]
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """The run of a folder, as far as it has come; nothing is trained.
+
+    Args:
+        folder: the run's, as ``run.folder``.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: if the folder holds something else, or is damaged.
+
+    Example:
+        >>> run = run_experiment(Config("mobilenet_v3_small", None, "feature_extraction"), catalog, "runs")
+        >>> read_run(run.folder).metrics == run.metrics
+        True
+    """
+    folder = Path(folder)
+    record: Any = _read_record(folder)
+    try:
+        return _read(folder, Config(**record["config"]), record)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: is no run of this version ({error!r}). Move it elsewhere.") from error
 
 
 def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
@@ -319,7 +332,8 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         >>> list(compare_runs("runs").columns)
         ['method', 'seed', 'val_accuracy', 'test_accuracy', 'low', 'high', 'seconds']
     """
-    rows, runs = [], _read_all(out)
+    rows: list[dict[str, Any]] = []
+    runs: list[tuple[Run, Any]] = [(run, _read_record(run.folder)) for run in read_runs(out)]
     first, seen = runs[0][0].folder.name, runs[0][1]["data"]
     for run, record in runs:
         if record["data"] != seen:

@@ -23,7 +23,7 @@ import pandas as pd
 from cropkit.data.files import replace_text
 from cropkit.evaluation.explorer import explore
 from cropkit.evaluation.pages import text
-from cropkit.experiments import RECIPES, RECORD, Config, Run, read_runs, run_experiment
+from cropkit.experiments import RECIPES, RECORD, Config, Run, read_run, run_experiment
 
 PROCESS, LOG, OPENED = "process.json", "process.log", "test_opened.json"
 CHILD = "import sys; from cropkit.panels import main; sys.exit(main(*sys.argv[1:]))"
@@ -76,11 +76,14 @@ def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
     Args:
         folder: the run's.
         wait: seconds until the process has ended, at most; 0 does not wait.
+
+    Raises:
+        TimeoutError: if it has not ended by then.
     """
     if (process := _process_of(Path(folder))) is not None:
         process.terminate()  # SIGTERM, which run_experiment answers by saving
-        if wait:
-            process.wait(wait)
+        if wait and not _ended(process, wait):
+            raise TimeoutError(f"{folder}: its process has not ended within {wait:g} s. Wait, or end it by hand.")
 
 
 def state_of(folder: str | os.PathLike[str]) -> str:
@@ -103,6 +106,16 @@ def _process_of(folder: Path) -> Any:
     except (OSError, ValueError, psutil.Error):
         return None
     return process if alive else None
+
+
+def _ended(process: Any, within: float) -> bool:
+    import psutil
+
+    try:
+        process.wait(within)
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 def _note_process(folder: Path, pid: int) -> None:
@@ -184,9 +197,15 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
     known: dict[str, Run] = {}
 
     def refresh() -> None:
-        known.clear()
-        if any(out.glob(f"*/{RECORD}")):
-            known.update((run.folder.name, run) for run in read_runs(out))
+        for record in out.glob(f"*/{RECORD}"):
+            name = record.parent.name
+            if name not in known or not known[name].finished:  # what is finished stays as it is
+                try:
+                    known[name] = read_run(record.parent)
+                except ValueError as error:  # a run of another version, or a damaged one
+                    told.value = f"<b>{text(error)}</b>"
+        for name in [name for name in known if not (out / name).exists()]:
+            del known[name]
         begun = sorted({file.parent.name for file in out.glob(f"*/{PROCESS}")} | set(known))
         shown = [(_line(out / name, known.get(name), known), name) for name in begun]
         if list(chosen.options) != shown:
