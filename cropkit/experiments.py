@@ -70,7 +70,8 @@ class Config:
         augment: vary the training photos at random; features are always those of the photos as they are.
         seed: >= 0; decides the new head, the order of the photos and how they are varied.
         corrections: a file of corrected labels (see `correct`), for train and val. The test photos keep their labels,
-            so that runs before and after can be compared on them. Another content makes another run.
+            so that runs before and after can be compared on them; val accuracies are then of other labels. Another
+            content makes another run.
 
     Raises:
         ValueError: if a field cannot be what it is.
@@ -347,7 +348,7 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         rows.append(
             {
                 "run": run.folder.name,
-                **record["resolved"],
+                **{field.name: record["resolved"].get(field.name) for field in fields(Config)},
                 **scores,
                 "low": low,
                 "high": high,
@@ -355,6 +356,8 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows).set_index("run")
+    if table["corrections"].nunique(dropna=False) > 1:
+        print("val was corrected differently, so val accuracies are of other labels; test has the same ones")
     same = [f.name for f in fields(Config) if f.name != "method" and table[f.name].nunique(dropna=False) == 1]
     return table.drop(columns=same).sort_values("val_accuracy", ascending=False, kind="stable")
 

@@ -13,20 +13,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cropkit.data.files import replace_text
+from cropkit.data.corrections import read_corrections
+from cropkit.data.files import replace_file, replace_text
 from cropkit.evaluation.explorer import explore
 from cropkit.evaluation.pages import text
 from cropkit.experiments import RECIPES, RECORD, Config, Run, read_run, run_experiment
 
 PROCESS, LOG, OPENED = "process.json", "process.log", "test_opened.json"
 CHILD = "import sys; from cropkit.panels import main; sys.exit(main(*sys.argv[1:]))"
+WATCHING: dict[str, asyncio.Task] = {}  # by folder: what keeps the newest panel of each up to date
 EVERY = 1.0  # seconds between two looks at the folders
 WIDTH, HEIGHT = 420, 120  # pixels of the curve
 NUMBERS: dict[str, Callable[[str], Any]] = {"epochs": int, "learning_rate": float, "batch_size": int, "seed": int}
@@ -54,6 +56,12 @@ def start(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str]) ->
         >>> stop(folder)
     """
     out = Path(out).expanduser()
+    if config.corrections is not None:  # as they are now: more may be said before the process reads them
+        read_corrections(config.corrections)  # refuses what is none, in a sentence
+        said = Path(config.corrections).expanduser().read_bytes()
+        kept = out / "catalogs" / f"corrections-{hashlib.sha256(said).hexdigest()[:16]}.csv"
+        replace_file(kept, said, durable=True)
+        config = replace(config, corrections=str(kept))
     folder = out / config.name
     if _process_of(folder) is not None:
         raise BlockingIOError(f"{folder.name} is trained already. Stop it first, or change a field.")
@@ -73,6 +81,8 @@ def start(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str]) ->
 def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
     """Let a run's process finish its step, save and end; the run can go on with `start`.
 
+    On Windows it ends at once, and goes on from its last saving.
+
     Args:
         folder: the run's.
         wait: seconds until the process has ended, at most; 0 does not wait.
@@ -80,14 +90,17 @@ def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
     Raises:
         TimeoutError: if it has not ended by then.
     """
+    import psutil
+
     if (process := _process_of(Path(folder))) is not None:
-        process.terminate()  # SIGTERM, which run_experiment answers by saving
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            process.terminate()  # SIGTERM, which run_experiment answers by saving
         if wait and not _ended(process, wait):
             raise TimeoutError(f"{folder}: its process has not ended within {wait:g} s. Wait, or end it by hand.")
 
 
 def state_of(folder: str | os.PathLike[str]) -> str:
-    """``"finished"``, ``"running"`` or ``"stopped"``; as the folder and the machine's processes have it."""
+    """``"finished"``, ``"running"`` (by `start`) or ``"stopped"``, as the folder and the machine's processes say."""
     if _process_of(Path(folder)) is not None:
         return "running"
     record = Path(folder) / RECORD
@@ -150,8 +163,9 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
     """
     try:
         import ipywidgets as widgets
+        import psutil  # noqa: F401
     except ImportError as error:
-        raise ImportError("panel needs ipywidgets: pip install ipywidgets") from error
+        raise ImportError("panel needs ipywidgets and psutil: pip install ipywidgets psutil") from error
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
@@ -200,13 +214,11 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
         for record in out.glob(f"*/{RECORD}"):
             name = record.parent.name
             if name not in known or not known[name].finished:  # what is finished stays as it is
-                try:
+                with contextlib.suppress(ValueError):  # of another version, or damaged: it is listed by its name
                     known[name] = read_run(record.parent)
-                except ValueError as error:  # a run of another version, or a damaged one
-                    told.value = f"<b>{text(error)}</b>"
         for name in [name for name in known if not (out / name).exists()]:
             del known[name]
-        begun = sorted({file.parent.name for file in out.glob(f"*/{PROCESS}")} | set(known))
+        begun = sorted({file.parent.name for kind in (PROCESS, RECORD) for file in out.glob(f"*/{kind}")})
         shown = [(_line(out / name, known.get(name), known), name) for name in begun]
         if list(chosen.options) != shown:
             kept = chosen.value
@@ -224,7 +236,7 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
         def clicked(_: object) -> None:
             try:
                 told.value = text(act())
-            except (ValueError, OSError) as error:
+            except Exception as error:  # nobody else would see it
                 told.value = f"<b>{text(error)}</b>"
             refresh()
 
@@ -243,8 +255,8 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
 
     def go_on() -> str:
         name = picked()
-        if name not in known:
-            raise ValueError(f"{name} has not come so far that it could go on. Press run.")
+        if name not in known or known[name].config.name != name:
+            raise ValueError(f"{name} cannot go on: it has not begun, or is of an earlier version. Press run.")
         start(known[name].config, catalog, out)
         return f"goes on: {name}"
 
@@ -253,6 +265,8 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
         return f"{picked()} finishes its step, saves and stops"
 
     def copy() -> str:
+        if picked() not in known:
+            raise ValueError(f"{picked()} has no record yet. Wait until it has begun.")
         fill(known[picked()].config)
         return f"the fields are those of {picked()}. Change one, and press run."
 
@@ -271,8 +285,12 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
         pair = [known[one.value] for one in (before, after)]
         split = "test" if all((run.folder / OPENED).exists() for run in pair) else "val"
         tables = [run.predictions[run.predictions["split"] == split] for run in pair]
-        page.value = explore(*tables).html
-        return f"the {split} photos: {before.value}, then {after.value}"
+        # Corrections of val change its labels, or leave photos out: what both have alike is compared.
+        same = set(tables[0].merge(tables[1], on=["path", "target"])["path"])
+        page.value = explore(*(table[table["path"].isin(same)] for table in tables)).html
+        left = max(map(len, tables)) - len(same)
+        others = f"; {left} left out, since their labels differ" if left else ""
+        return f"the {split} photos: {before.value}, then {after.value}{others}"
 
     for button, act in zip([*buttons, compare], (run_now, end, go_on, copy, open_test, show_both), strict=True):
         on(button, act)
@@ -296,11 +314,14 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
 
     async def watch() -> None:
         while box.comm is not None:  # until it is closed
-            refresh()
+            with contextlib.suppress(OSError, ValueError):  # a folder is being removed or written
+                refresh()
             await asyncio.sleep(EVERY)
 
     with contextlib.suppress(RuntimeError):  # outside a notebook nothing runs beside the caller
-        box.watching = asyncio.get_running_loop().create_task(watch())
+        if (earlier := WATCHING.pop(str(out.resolve()), None)) is not None:
+            earlier.cancel()  # the panel that the same cell made before
+        WATCHING[str(out.resolve())] = asyncio.get_running_loop().create_task(watch())
     return box
 
 

@@ -84,9 +84,40 @@ def test_a_line_that_a_power_cut_broke_off_does_not_count_and_the_next_one_does(
     add_correction(file, photo(catalog, "train/apple/1.jpg"), "pear")
     file.write_bytes(file.read_bytes()[: len(whole) + kept])
     assert read_corrections(file)["path"].tolist() == ["train/apple/0.jpg"]
-    assert "line 3: is incomplete" in capsys.readouterr().out
+    assert "its last line is incomplete" in capsys.readouterr().out
     add_correction(file, photo(catalog, "train/apple/2.jpg"), "pear")
     assert read_corrections(file)["path"].tolist() == ["train/apple/0.jpg", "train/apple/2.jpg"]
+
+
+def test_a_photo_that_is_judged_again_after_it_was_filed_anew_is_known_by_its_new_class(catalog, file):
+    add_correction(file, photo(catalog, "train/apple/0.jpg"), "pear")
+    catalog.loc[catalog["path"] == "train/apple/1.jpg", "label"] = "kiwi"
+    catalog.loc[catalog["path"] == "train/apple/0.jpg", "label"] = "plum"
+    add_correction(file, photo(catalog, "train/apple/0.jpg"), "kiwi")
+    assert photo(correct(catalog, file), "train/apple/0.jpg")["label"] == "kiwi"
+
+
+def test_undo_is_a_line_and_leaves_nothing_said(catalog, file):
+    add_correction(file, photo(catalog, "train/apple/0.jpg"), "exclude")
+    add_correction(file, photo(catalog, "train/apple/0.jpg"), "undo")
+    assert len(file.read_text().splitlines()) == 3
+    assert read_corrections(file).empty and correct(catalog, file).equals(catalog)
+    with pytest.raises(ValueError, match="say a class, 'exclude' or 'undo'"):
+        add_correction(file, photo(catalog, "train/apple/0.jpg"), "")
+
+
+def test_a_class_that_is_called_as_a_decision_is_refused(catalog, file):
+    add_correction(file, photo(catalog, "train/apple/0.jpg"), "pear")
+    with pytest.raises(ValueError, match="a class is called 'exclude'"):
+        correct(catalog.replace({"label": {"pear": "exclude"}}), file)
+
+
+def test_a_file_that_excel_saved_is_gone_on_with_in_its_encoding(catalog, file):
+    catalog.loc[0, "label"] = "芒果"
+    add_correction(file, catalog.loc[0], "pear")
+    file.write_bytes(file.read_text("utf-8").encode("cp950"))
+    add_correction(file, catalog.loc[1], "pear")
+    assert read_corrections(file)["from"].tolist() == ["芒果", "apple"]
 
 
 def test_a_table_without_a_column_is_refused(file):

@@ -70,5 +70,5 @@ def test_a_public_function_says_what_it_takes_and_returns(name):
     assert signature.return_annotation in (None, "None") or "Returns:" in text
 
 
-def test_there_are_fewer_than_thirty_names_of_every_day():
-    assert len(EVERY_DAY) < 30
+def test_the_names_of_every_day_stay_few():
+    assert len(EVERY_DAY) <= 32  # each more needs a reason in the package's docstring

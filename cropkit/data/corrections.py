@@ -15,20 +15,21 @@ from cropkit.data.tables import read_table
 
 COLUMNS = ["path", "sha256", "from", "to", "when"]
 EXCLUDE = "exclude"  # instead of a class: the photo is left out
+UNDO = "undo"  # instead of a class: as if nothing had been said of the photo
 
 
 def add_correction(file: str | os.PathLike[str], photo: Mapping[str, Any], to: str) -> None:
     """Append one decision about a photo; it is on the disk when this returns.
 
-    The last line of a photo rules, so a decision is taken back by another one: the label as filed.
+    The last line of a photo rules. The label as filed says that it is right.
 
     Args:
         file: ``corrections.csv``; made if it is missing.
         photo: a row of a catalog: ``path``, ``sha256``, ``label``.
-        to: a class name, or ``"exclude"``.
+        to: a class name, ``"exclude"``, or ``"undo"``, which takes back what was said of the photo.
 
     Raises:
-        ValueError: if the file is no table of corrections.
+        ValueError: if the file is no table of corrections, or `to` is empty.
         OSError: if it cannot be written.
 
     Example:
@@ -37,20 +38,22 @@ def add_correction(file: str | os.PathLike[str], photo: Mapping[str, Any], to: s
                   path   from    to
         2  apple/0.jpg  apple  pear
     """
+    if not to:
+        raise ValueError(f"{photo['path']}: say a class, {EXCLUDE!r} or {UNDO!r}, not nothing.")
     file = Path(file).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
+    lines, encoding, whole = _lines(file) if file.exists() else (pd.DataFrame(columns=COLUMNS), "utf-8", 0)
+    before = lines[(lines["path"] == photo["path"]) & (lines["sha256"] == photo["sha256"])].tail(1)
     filed = photo["label"]
-    if file.exists():
-        before = decisions(file)
-        before = before[before["path"] == photo["path"]]
-        filed = before["from"].iloc[0] if len(before) else filed  # the catalog may be a corrected one
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if len(before) and filed == before["to"].item():  # the catalog is a corrected one
+        filed = before["from"].item()
+    text, now = io.StringIO(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    row = [photo["path"], photo["sha256"], filed, to, now]
+    csv.writer(text, lineterminator="\n").writerows([row] if whole else [COLUMNS, row])
     with file.open("ab") as out:
-        text = io.StringIO()
-        rows = [[photo["path"], photo["sha256"], filed, to, now]]
-        csv.writer(text, lineterminator="\n").writerows(rows if out.tell() else [COLUMNS, *rows])
-        torn = out.tell() > 0 and not file.read_bytes().endswith(b"\n")  # the power went in the middle of a line
-        out.write((b"\n" if torn else b"") + text.getvalue().encode("utf-8", "surrogateescape"))
+        if out.tell() > whole:  # the power went in the middle of a line, which nobody was told is kept
+            out.truncate(whole)
+        out.write(text.getvalue().encode(encoding, "surrogateescape"))
         out.flush()
         os.fsync(out.fileno())
 
@@ -81,19 +84,29 @@ def read_corrections(file: str | os.PathLike[str]) -> pd.DataFrame:
 
 def decisions(file: str | os.PathLike[str]) -> pd.DataFrame:
     """What was said last of each photo, as `read_corrections` has it, labels that were found right among it."""
-    file = Path(file).expanduser()
+    lines, _, _ = _lines(Path(file).expanduser())
+    last = lines[~lines["path"].duplicated(keep="last")]
+    return last[last["to"] != UNDO]
+
+
+def _lines(file: Path) -> tuple[pd.DataFrame, str, int]:
+    """All whole lines of a file of corrections, its encoding, and how many bytes they take."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file of corrections.")
-    if not file.stat().st_size:
-        return pd.DataFrame(columns=COLUMNS)
-    table, _ = read_table(file)
+    data = file.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        print(f"{file}: its last line is incomplete, so it does not count")
+    if not whole:
+        return pd.DataFrame(columns=COLUMNS), "utf-8", 0
+    table, encoding = read_table(file, data[:whole])
     if missing := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"{file}: has no column {', '.join(missing)}; a file of corrections has {', '.join(COLUMNS)}.")
-    whole = (table[COLUMNS] != "").all(axis=1)
-    for line in table.index[~whole]:
+    known = (table[COLUMNS] != "").all(axis=1)
+    for line in table.index[~known]:
         print(f"{file}, line {line}: is incomplete, so it does not count")
-    lines = table.loc[whole, COLUMNS]
-    return lines[~lines["path"].duplicated(keep="last")]
+    heads = table["path"].eq("path") & table["to"].eq("to")  # of two processes that began the file at once
+    return table.loc[known & ~heads, COLUMNS], encoding, whole
 
 
 def correct(catalog: pd.DataFrame, file: str | os.PathLike[str]) -> pd.DataFrame:
@@ -120,6 +133,10 @@ def correct(catalog: pd.DataFrame, file: str | os.PathLike[str]) -> pd.DataFrame
     """
     corrections = read_corrections(file)
     known, catalog = set(catalog["label"]), catalog.copy()
+    if reserved := known & {EXCLUDE, UNDO}:
+        raise ValueError(
+            f"a class is called {min(reserved)!r}, which means something else in {file}. Rename its folder."
+        )
     row_of = {path: row for row, path in zip(catalog.index, catalog["path"], strict=True)}
     for line, one in corrections.iterrows():
         if (row := row_of.get(one["path"])) is None:

@@ -7,15 +7,19 @@ from pathlib import Path
 import pandas as pd
 
 
-def read_table(file: Path) -> tuple[pd.DataFrame, str]:
+def read_table(file: Path, data: bytes | None = None) -> tuple[pd.DataFrame, str]:
     """A CSV table, its rows by their line in the file, and its encoding.
 
     Everything stays text, since a class may be called "NA" or "007".
 
+    Args:
+        file: where it is.
+        data: its content, where that is known.
+
     Raises:
         ValueError: if it is neither UTF-8 nor cp950, or a row is malformed; names the line.
     """
-    data = file.read_bytes()
+    data = file.read_bytes() if data is None else data
     for encoding in ("utf-8-sig", "cp950"):
         try:
             text = data.decode(encoding)

@@ -136,7 +136,8 @@ def explore(
         rows = [name for name in rows if name in {*wanted, *table[answers].to_numpy().ravel()}]
     worst = table.sort_values("loss", ascending=False, kind="stable", na_position="first")
     cells = _counts(worst, per_cell) if after is None else _changes(worst, per_cell)
-    sentence = _sentence(table) if after is None else _comparison(predictions, after)
+    said = table.assign(target=table["row"], predicted=table["column"])
+    sentence = _sentence(said) if after is None else _comparison(said, said.assign(predicted=table["column_after"]))
     return Explorer(_page(sentence, rows, cells, _Pictures(cells, predictions, nearest)))
 
 
@@ -237,7 +238,7 @@ class _Pictures:
         for row in () if nearest is None else nearest.itertuples():
             self.near.setdefault(row.path, []).append((Path(row.root, row.nearest), row.label))
         shown = pd.concat([photos for cell in cells.values() for _, photos in cell.groups] or [predictions.head(0)])
-        wrong = shown[shown["target"] != shown["predicted"]]
+        wrong = shown[_wrong(shown)]
         worst = wrong.drop_duplicates("path").nlargest(EXPLAINED, "loss")
         photos = [(Path(row.root, row.path), THUMBNAIL) for row in shown.itertuples()]
         others = [(file, SMALL) for file in self.reference.values() if len(wrong)]
@@ -320,6 +321,12 @@ def _height(cell: _Cell, pictures: _Pictures) -> int:
     return min(TALLEST, 44 + 20 * len(cell.groups) + each * rows + explained)
 
 
+def _wrong(photos: pd.DataFrame) -> pd.Series:
+    """Which photos one of the models has wrong."""
+    answers = [column for column in ("predicted", "predicted_after") if column in photos]
+    return photos[answers].ne(photos["target"], axis=0).any(axis=1)
+
+
 def _panel(cell: _Cell, pictures: _Pictures, tall: int, lift: int) -> str:
     """The photos of one cell, over the table; in colours of its own, since it covers the table in either theme."""
     wide = PHOTO_WIDTH * min(max(*(len(photos) for _, photos in cell.groups), 3), PHOTOS_A_ROW) + 16
@@ -346,7 +353,8 @@ def _panel(cell: _Cell, pictures: _Pictures, tall: int, lift: int) -> str:
 
 def _photo(row: Any, pictures: _Pictures) -> str:
     """One photo of a panel: itself, what was said of it, its name, and what it resembles."""
-    file, wrong = Path(row.root, row.path), row.target != row.predicted
+    file = Path(row.root, row.path)
+    wrong = row.target != row.predicted or getattr(row, "predicted_after", row.target) != row.target
     alt = f"{row.target}, predicted as {row.predicted}"
     shown = pictures.img(file, THUMBNAIL, alt)
     if wrong and (large := pictures.img(file, LARGE, f"{alt}, larger")):

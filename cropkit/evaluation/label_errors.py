@@ -40,7 +40,7 @@ def find_label_errors(
         catalog: from `scan`; its split does not matter, all good photos are judged.
         model: its backbone gives the features; EfficientNet-Lite0 unless given.
         cache: as for `extract_features`.
-        folds: >= 2; a class needs at least two photos.
+        folds: >= 2; a class needs at least two pictures.
         seed: of the division.
 
     Returns:
@@ -49,7 +49,7 @@ def find_label_errors(
         ``root``. `review` shows them one by one.
 
     Raises:
-        ValueError: if `folds` is below 2, or a class has fewer than two photos.
+        ValueError: if `folds` is below 2, or a class has fewer than two pictures.
 
     Example:
         >>> suspects = find_label_errors(catalog, model=model)
@@ -58,16 +58,14 @@ def find_label_errors(
     """
     photos = good_photos(catalog)
     names = class_names(photos)
-    few = photos["label"].value_counts()
-    if folds < 2 or few.min() < 2:
-        raise ValueError(
-            f"folds is {folds}, but must be at least 2."
-            if folds < 2
-            else f"class {few.idxmin()!r} has a single photo, so no other one can speak for it. Leave it out."
-        )
-    vectors, targets = _features(photos, names, model, cache)
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, but must be at least 2.")
     twins = find_duplicates(photos).set_index("path")["group"]
     groups = photos["path"].map(twins).fillna(pd.Series(-1 - np.arange(len(photos)))).to_numpy()
+    few = pd.Series(groups).groupby(photos["label"]).nunique()
+    if few.min() < 2:
+        raise ValueError(f"class {few.idxmin()!r} has a single picture, so no other can speak for it. Leave it out.")
+    vectors, targets = _features(photos, names, model, cache)
     trusted = np.ones(len(photos), bool)
     for _ in range(ROUNDS):
         each = [_out_of_fold(vectors, targets, groups, trusted, folds, seed + k) for k in range(DIVISIONS)]

@@ -157,7 +157,7 @@ def look_alikes(predictions: pd.DataFrame, groups: int) -> dict[str, str]:
 
     Args:
         predictions: from `predict`.
-        groups: how many are left, at most.
+        groups: how many are left, at most, of the classes that have photos.
 
     Returns:
         The group's name of each class: the classes in it, joined by " + ".
@@ -175,7 +175,8 @@ def look_alikes(predictions: pd.DataFrame, groups: int) -> dict[str, str]:
     if groups < 1:
         raise ValueError(f"groups is {groups}, but must be at least 1.")
     seen, unseen, tree = _similarity(predictions)
-    number = range(len(seen)) if tree is None else hierarchy.fcluster(tree, groups, "maxclust")
+    alone = [0] * len(seen) if groups == 1 else range(len(seen))  # of one or two classes
+    number = alone if tree is None else hierarchy.fcluster(tree, groups, "maxclust")
     group = dict(zip(seen, (int(n) for n in number), strict=True)) | {name: -k for k, name in enumerate(unseen, 1)}
     return {
         name: " + ".join(other for other in group if group[other] == group[name]) for name in classes_of(predictions)

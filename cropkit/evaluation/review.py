@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cropkit.data.corrections import EXCLUDE, add_correction, decisions
+from cropkit.data.corrections import EXCLUDE, UNDO, add_correction, decisions
 from cropkit.evaluation.pages import both, img, picture, text
 
 SIDE, SMALL, QUALITY = 480, 150, 85  # pixels of the photo and of those below it, and of their JPEG
@@ -53,9 +53,9 @@ def review(table: pd.DataFrame, corrections: str | os.PathLike[str], *, nearest:
         pass
     names = sorted({*table["label"], *table.get("suggested", [])})
     rows = table.to_dict("records")
-    judged = set(decisions(file)["path"])
-    waiting = [row for row in rows if row["path"] not in judged]
-    done: list[tuple[dict[str, Any], str]] = []  # in this sitting: the photo, and what held before
+    said = decisions(file).set_index("path")[["sha256", "from", "to"]].to_dict("index")
+    waiting = [row for row in rows if not _judged(row, said.get(row["path"]))]
+    done: list[dict[str, Any]] = []  # in this sitting
 
     def large(root: str, path: str, side: int) -> str:
         return img(picture(Path(root, path), side, QUALITY), side, path)
@@ -95,24 +95,29 @@ def review(table: pd.DataFrame, corrections: str | os.PathLike[str], *, nearest:
                 f"<div>{named(one.label)}</div></div>"
                 for one in near.itertuples()
             ]
-            likes.value = f"<div>most like it among the training photos:</div>{''.join(figures)}"
+            likes.value = f"<div>most like it:</div>{''.join(figures)}"
+
+    def keep(row: dict[str, Any], to: str) -> bool:
+        try:
+            add_correction(file, row, to)
+        except (OSError, ValueError) as error:
+            told.value = f"<b>not kept: {text(error)}</b>"
+            return False
+        told.value = f"{text(row['path'])}: {text(to)}"
+        return True
 
     def decide(to: str) -> None:
         row = waiting[0]
-        known = decisions(file)
-        before = known.loc[known["path"] == row["path"], "to"]
-        add_correction(file, row, to)  # on disk before the next photo appears
-        done.append((waiting.pop(0), before.iloc[-1] if len(before) else row["label"]))
-        told.value = f"{text(row['path'])}: {text(to)}"
-        show()
+        if keep(row, to):  # on disk before the next photo appears
+            done.append(waiting.pop(0))
+            show()
 
     def take_back() -> None:
         if done:
-            row, before = done.pop()
-            add_correction(file, row, before)
-            waiting.insert(0, row)
-            told.value = f"{text(row['path'])}: taken back"
-            show()
+            row = done[-1]
+            if keep(row, UNDO):
+                waiting.insert(0, done.pop())
+                show()
 
     def say(change: dict[str, Any]) -> None:
         said, answer.value = change["new"].strip(), ""
@@ -136,3 +141,8 @@ def review(table: pd.DataFrame, corrections: str | os.PathLike[str], *, nearest:
     undo.on_click(lambda _: take_back())
     show()
     return widgets.VBox([head, photo, widgets.HBox([right, other, exclude, undo]), answer, told, likes])
+
+
+def _judged(row: dict[str, Any], said: dict[str, str] | None) -> bool:
+    """Whether what was said is of this photo, and of the label that it has now."""
+    return said is not None and said["sha256"] == row["sha256"] and row["label"] in (said["from"], said["to"])
