@@ -196,9 +196,18 @@ def cells_notebook(folder, name, *sources):
 
 
 def run_all(page):
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=WAIT)
     page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=WAIT)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    prompt = page.locator(".jp-InputArea-prompt").first
+    before = prompt.inner_text()
+    for _ in range(6):  # a click that comes before the kernel is connected is lost
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        for _ in range(25):
+            page.wait_for_timeout(200)
+            if prompt.inner_text() != before:
+                return
+    raise AssertionError("the notebook does not run")
 
 
 def restart_kernel(address, notebook):
