@@ -83,11 +83,13 @@ def main() -> None:
             tab = browser.new_page(viewport={"width": 1100, "height": 1300})
             tab.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset")
             tab.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=120_000)
-            tab.get_by_role("menuitem", name="Run", exact=True).click()
-            tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            shown = tab.locator(
-                ".jp-OutputArea-output .widget-vbox, .jp-OutputArea-output .lm-Widget.widget-vbox"
-            ).first
+            shown = tab.locator(".jp-OutputArea .widget-vbox").first
+            for _ in range(100):  # a click that comes before the kernel is connected is lost
+                tab.get_by_role("menuitem", name="Run", exact=True).click()
+                tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+                tab.wait_for_timeout(5000)
+                if shown.is_visible() or "*" in tab.locator(".jp-InputArea-prompt").first.inner_text():
+                    break
             shown.wait_for(timeout=600_000)
             tab.wait_for_timeout(3000)
             shown.screenshot(path=DOCS / f"{name}.png")
