@@ -1,11 +1,11 @@
 """How well are wrong labels found? `find_label_errors` against plain loss and cleanlab, where the wrong ones are known.
 
     pip install cleanlab
-    python benchmarks/label_errors.py <folder of photos>
+    python benchmarks/label_errors.py <folder of photos> [seed ...]
 
 The sample: its own answer key. The folder: 5 % of the labels flipped, at random or to the class that a head takes the
 photo's class for most often, by three seeds other than those by which the ranking was chosen. Last, the 20 most
-doubtful photos of the folder as it is.
+doubtful photos of the folder as it is. With seeds given, the folder alone.
 """
 
 import sys
@@ -77,35 +77,45 @@ def flipped(catalog: pd.DataFrame, similar: dict[str, str] | None, seed: int) ->
     return catalog.assign(label=labels)
 
 
-def main(root: str) -> None:
+def planted(model: object, cache: str) -> None:
+    """The wrong labels of the sample's answer key."""
+    sample = make_sample(data_home() / "sample")
+    catalog, _ = cropkit.data.drop_leaks(good_photos(cropkit.scan(sample)))
+    key = pd.read_csv(sample / KEY, dtype=str)
+    wrong = catalog["path"].isin(key.loc[key["defect"] == "wrong label", "path"]).to_numpy()
+    print(f"\nthe sample: {wrong.sum()} of {len(catalog)} labels are wrong")
+    print(score(wrong, rankings(catalog, model, cache)).round(3).to_string(), flush=True)
+
+
+def flips(root: str, model: object, cache: str, seeds: tuple[int, ...]) -> None:
+    """Labels of a folder, flipped at random or to the class that each is taken for most often."""
+    catalog = good_photos(cropkit.scan(root))
+    names = cropkit.class_names(catalog)
+    vectors, targets = _features(catalog, names, model, cache)
+    with threadpool_limits(1, user_api="blas"):
+        told = cross_val_predict(heads(), vectors, targets, cv=5, method="predict_proba")
+    mean = pd.DataFrame(told, columns=names).groupby(catalog["label"].to_numpy()).mean().to_numpy().copy()
+    np.fill_diagonal(mean, 0)
+    similar = {name: names[k] for name, k in zip(names, mean.argmax(axis=1), strict=True)}
+    for kind, to in (("at random", None), ("to the most similar class", similar)):
+        tables = []
+        for seed in seeds:
+            one = flipped(catalog, to, seed)
+            tables.append(score((one["label"] != catalog["label"]).to_numpy(), rankings(one, model, cache)))
+        print(f"\n{SHARE:.0%} flipped {kind}, mean over seeds {seeds}")
+        print((sum(tables) / len(tables)).round(3).to_string(), flush=True)
+    print("\nas it is, the first 20")
+    suspects = cropkit.find_label_errors(catalog, model=model, cache=cache)
+    print(suspects[["path", "label", "suggested", "score"]].head(20).round(2).to_string(index=False))
+
+
+def main(root: str, *seeds: str) -> None:
     print(machine(), flush=True)
     model = cropkit.create_model(BACKBONE)
     with tempfile.TemporaryDirectory() as cache:
-        sample = make_sample(data_home() / "sample")
-        catalog, _ = cropkit.data.drop_leaks(good_photos(cropkit.scan(sample)))
-        key = pd.read_csv(sample / KEY, dtype=str)
-        wrong = catalog["path"].isin(key.loc[key["defect"] == "wrong label", "path"]).to_numpy()
-        print(f"\nthe sample: {wrong.sum()} of {len(catalog)} labels are wrong")
-        print(score(wrong, rankings(catalog, model, cache)).round(3).to_string(), flush=True)
-
-        catalog = good_photos(cropkit.scan(root))
-        names = cropkit.class_names(catalog)
-        vectors, targets = _features(catalog, names, model, cache)
-        with threadpool_limits(1, user_api="blas"):
-            told = cross_val_predict(heads(), vectors, targets, cv=5, method="predict_proba")
-        mean = pd.DataFrame(told, columns=names).groupby(catalog["label"].to_numpy()).mean().to_numpy()
-        np.fill_diagonal(mean, 0)
-        similar = {name: names[k] for name, k in zip(names, mean.argmax(axis=1), strict=True)}
-        for kind, to in (("at random", None), ("to the most similar class", similar)):
-            tables = []
-            for seed in SEEDS:
-                one = flipped(catalog, to, seed)
-                tables.append(score((one["label"] != catalog["label"]).to_numpy(), rankings(one, model, cache)))
-            print(f"\n{SHARE:.0%} flipped {kind}, mean of {len(SEEDS)} seeds")
-            print((sum(tables) / len(tables)).round(3).to_string(), flush=True)
-        print("\nas it is, the first 20")
-        suspects = cropkit.find_label_errors(catalog, model=model, cache=cache)
-        print(suspects[["path", "label", "suggested", "score"]].head(20).round(2).to_string(index=False))
+        if not seeds:
+            planted(model, cache)
+        flips(root, model, cache, tuple(map(int, seeds)) or SEEDS)
 
 
 if __name__ == "__main__":
