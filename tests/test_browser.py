@@ -79,7 +79,8 @@ def lab(folder):
             except (urllib.error.URLError, OSError):
                 assert server.poll() is None, (folder / "lab.log").read_text()
                 time.sleep(0.1)
-        yield lambda path: f"{address}/lab/tree/{path}?token={token}&reset"
+        # a workspace for each notebook: else a page that is loaded again also shows what other pages had open
+        yield lambda path: f"{address}/lab/workspaces/{Path(path).stem}/tree/{path}?token={token}&reset"
     finally:
         server.terminate()
         server.wait(30)
