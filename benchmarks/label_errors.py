@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 import cropkit
 from cropkit.course.fetch import data_home
-from cropkit.course.sample import KEY, make_sample
+from cropkit.course.sample import make_sample, true_labels
 from cropkit.data import good_photos
 from cropkit.evaluation.label_errors import BACKBONE, C, _features
 
@@ -81,8 +81,7 @@ def planted(model: object, cache: str) -> None:
     """The wrong labels of the sample's answer key."""
     sample = make_sample(data_home() / "sample")
     catalog, _ = cropkit.data.drop_leaks(good_photos(cropkit.scan(sample)))
-    key = pd.read_csv(sample / KEY, dtype=str)
-    wrong = catalog["path"].isin(key.loc[key["defect"] == "wrong label", "path"]).to_numpy()
+    wrong = catalog["path"].isin(list(true_labels(sample))).to_numpy()
     print(f"\nthe sample: {wrong.sum()} of {len(catalog)} labels are wrong")
     print(score(wrong, rankings(catalog, model, cache)).round(3).to_string(), flush=True)
 

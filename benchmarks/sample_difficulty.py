@@ -18,7 +18,7 @@ from torch import nn, optim
 import cropkit
 from cropkit import course
 from cropkit.course.fetch import data_home
-from cropkit.course.sample import KEY, LOOK_ALIKES, make_sample
+from cropkit.course.sample import KEY, LOOK_ALIKES, make_sample, true_labels
 from cropkit.data import transforms_for
 from cropkit.training import Features
 
@@ -43,7 +43,7 @@ def main() -> None:
     catalog, _ = cropkit.data.drop_leaks(cropkit.data.good_photos(cropkit.scan(root)))
     names = cropkit.class_names(catalog)
     key = pd.read_csv(root / KEY, dtype=str).set_index("path")
-    truth = key.loc[key["defect"] == "wrong label", "detail"]
+    truth = true_labels(root)
     sideways = key.index[key["defect"] == "lies on its side, EXIF lost"]
     print(machine())
     print(f"{len(catalog)} clean photos, {len(names)} classes, {catalog['path'].isin(truth.index).sum()} wrong labels, "
@@ -62,8 +62,8 @@ def main() -> None:
         for place, path in enumerate(paths):
             if labels and path in truth:
                 targets[place] = names.index(truth[path])
-        if upright:
-            lying = [place for place, path in enumerate(paths) if path in sideways]
+        lying = [place for place, path in enumerate(paths) if path in sideways]
+        if upright and lying:
             rows = catalog.set_index("path", drop=False).loc[[paths[place] for place in lying]]
             vectors[lying] = turned_right(model, rows)
         return Features(vectors, targets, names, filed[part].precision)

@@ -44,7 +44,7 @@ RECIPES = {
     "from_scratch": ("sgd_step",),
 }
 LARGER = 8 / 7  # of the weights' own resolution, which serves a frozen backbone best for its cost
-RECORD, PREDICTIONS, SPLIT = "config.json", "predictions.csv", "split.csv"
+RECORD, PREDICTIONS, SPLIT, LOCK = "config.json", "predictions.csv", "split.csv", ".lock"
 PREDICTED = ["path", "target", "predicted", "probability", "loss", "split"]
 SPLIT_COLUMNS = ["path", "label", "split", "sha256", "phash", "dhash", "root"]
 
@@ -211,7 +211,8 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
     """
     folder = Path(out).expanduser() / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)  # the system frees it when its process dies
+    # The system frees it when its process dies. `is_locked` holds it for a moment.
+    lock = FileLock(folder / LOCK, timeout=1)
     try:
         if rank() == 0:
             lock.acquire()
@@ -222,6 +223,17 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
             return _run(config, catalog, folder, num_workers)
     finally:
         lock.release()
+
+
+def is_locked(folder: str | os.PathLike[str]) -> bool:
+    """Whether a process trains in a run's folder."""
+    if not (file := Path(folder, LOCK)).exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def run_grid(

@@ -24,7 +24,7 @@ from cropkit.data.corrections import read_corrections
 from cropkit.data.files import replace_file, replace_text
 from cropkit.evaluation.explorer import explore
 from cropkit.evaluation.pages import text
-from cropkit.experiments import RECIPES, RECORD, Config, Run, read_run, run_experiment
+from cropkit.experiments import RECIPES, RECORD, Config, Run, is_locked, read_run, run_experiment
 
 PROCESS, LOG, OPENED = "process.json", "process.log", "test_opened.json"
 CHILD = "import sys; from cropkit.panels import main; sys.exit(main(*sys.argv[1:]))"
@@ -63,7 +63,7 @@ def start(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str]) ->
         replace_file(kept, said, durable=True)
         config = replace(config, corrections=str(kept))
     folder = out / config.name
-    if _process_of(folder) is not None:
+    if state_of(folder) in ("running", "elsewhere"):
         raise BlockingIOError(f"{folder.name} is trained already. Stop it first, or change a field.")
     table = catalog.to_csv(index=False)
     photos = out / "catalogs" / f"{hashlib.sha256(table.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.csv"
@@ -89,9 +89,12 @@ def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
 
     Raises:
         TimeoutError: if it has not ended by then.
+        ValueError: if a cell or a shell trains it.
     """
     import psutil
 
+    if state_of(folder) == "elsewhere":
+        raise ValueError(f"{Path(folder).name} is trained by a cell or a shell. Interrupt it there.")
     if (process := _process_of(Path(folder))) is not None:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
             process.terminate()  # SIGTERM, which run_experiment answers by saving
@@ -100,11 +103,14 @@ def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
 
 
 def state_of(folder: str | os.PathLike[str]) -> str:
-    """``"finished"``, ``"running"`` (by `start`) or ``"stopped"``, as the folder and the machine's processes say."""
+    """As folder and processes say: ``"finished"``, ``"running"`` (by `start`), ``"elsewhere"`` (trained by a cell or a
+    shell) or ``"stopped"``."""
     if _process_of(Path(folder)) is not None:
         return "running"
     record = Path(folder) / RECORD
-    return "finished" if record.exists() and json.loads(record.read_text("utf-8"))["finished"] else "stopped"
+    if record.exists() and json.loads(record.read_text("utf-8"))["finished"]:
+        return "finished"
+    return "elsewhere" if is_locked(folder) else "stopped"
 
 
 def _process_of(folder: Path) -> Any:

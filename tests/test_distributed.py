@@ -125,7 +125,7 @@ def check_equal(told, alone):
     assert (loss, accuracy) == pytest.approx((expected_loss, expected_accuracy), rel=1e-3)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_several_processes_come_to_what_one_comes_to(photos, alone, processes):
     out = str(photos.parent / f"together{processes}")
     ended(torchrun(str(photos.parent / "train.py"), str(photos), out, processes=processes))
@@ -138,6 +138,7 @@ def test_several_processes_come_to_what_one_comes_to(photos, alone, processes):
         assert told[8:] == each[0][8:]  # one model was evaluated
 
 
+@pytest.mark.slow
 def test_two_nodes_come_to_what_one_process_comes_to(photos, alone):
     out, port = str(photos.parent / "nodes"), free_port()
     script = str(photos.parent / "train.py")
@@ -182,6 +183,7 @@ def two_epochs_done(photos, out):
     return running, lines
 
 
+@pytest.mark.slow
 def test_where_one_process_is_killed_all_end_and_another_number_goes_on(photos, tmp_path):
     running, lines = two_epochs_done(photos, tmp_path)
     children = subprocess.run(
@@ -226,7 +228,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("hasty", ["first", "second"])
+@pytest.mark.parametrize("hasty", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_processes_whose_clocks_differ_save_together(photos, tmp_path, hasty):
     (tmp_path / "clocks.py").write_text(OWN_CLOCKS)
     command = options(photos, tmp_path / "runs", "--method", "from_scratch", "--epochs", "2")[2:]

@@ -180,6 +180,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_spawned_give_the_same(catalog, tmp_path):
     (tmp_path / "train.py").write_text(SPAWN)
     command = [sys.executable, str(tmp_path / "train.py"), catalog["root"].iloc[0]]

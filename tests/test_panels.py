@@ -5,9 +5,10 @@ import re
 import time
 
 import pytest
+from filelock import FileLock
 
 from cropkit import Config, panel, run_experiment, scan, split
-from cropkit.experiments import read_runs
+from cropkit.experiments import LOCK, RECORD, read_runs
 from cropkit.panels import LOG, OPENED, PROCESS, start, state_of, stop
 
 QUICK = Config("mobilenet_v3_small", None, "feature_extraction", resolution=64)
@@ -146,4 +147,19 @@ def test_a_process_number_that_another_program_has_got_is_no_training(catalog, t
     import os
 
     (folder / PROCESS).write_text(json.dumps({"pid": os.getpid(), "created": 0.0}))
+    assert state_of(folder) == "stopped"
+
+
+def test_a_run_that_a_cell_or_a_shell_trains_is_neither_stopped_nor_started_twice(catalog, tmp_path):
+    pytest.importorskip("ipywidgets")
+    folder = tmp_path / QUICK.name
+    folder.mkdir()
+    (folder / RECORD).write_text('{"finished": false}')
+    with FileLock(folder / LOCK):
+        assert state_of(folder) == "elsewhere"
+        box = panel(catalog, tmp_path, base=QUICK)
+        assert parts(box)[2].options[0][0].startswith("elsewhere")
+        for button, said in (("stop", "is trained by a cell or a shell"), ("run", "is trained already")):
+            buttons(box)[button].click()
+            assert said in parts(box)[1].value
     assert state_of(folder) == "stopped"
