@@ -19,6 +19,7 @@ import cropkit
 from cropkit import Config, course
 from cropkit.course.fetch import data_home
 from cropkit.course.sample import make_sample, true_labels
+from cropkit.experiments import Run
 
 LOOKED_AT, SEEDS = 100, (0, 1, 2)
 
@@ -30,7 +31,7 @@ def write(catalog: pd.DataFrame, truth: dict[str, str], file: Path) -> Path:
     return file
 
 
-def on_true_labels(run: cropkit.Run, truth: dict[str, str]) -> pd.DataFrame:
+def on_true_labels(run: Run, truth: dict[str, str]) -> pd.DataFrame:
     """What a run says of the test photos, beside what they are."""
     test = run.predictions[run.predictions["split"] == "test"]
     return test.assign(target=test["path"].map(truth).fillna(test["target"]))
@@ -49,7 +50,7 @@ def main() -> None:
             f"{LOOKED_AT} looked at": write(doubted, truth, out / "some.csv"),
         }
         base = Config(arch=course.ARCH, method="feature_extraction")
-        configs = [base, *(replace(base, recipe="sgd_step", epochs=25, seed=seed) for seed in SEEDS)]
+        configs = [base, *(replace(base, recipe="sgd_step", learning_rate=0.1, epochs=25, seed=seed) for seed in SEEDS)]
         rows = []
         for config in configs:
             before = cropkit.run_experiment(config, catalog, out)

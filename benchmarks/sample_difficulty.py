@@ -46,7 +46,7 @@ def main() -> None:
     truth = true_labels(root)
     sideways = key.index[key["defect"] == "lies on its side, EXIF lost"]
     print(machine())
-    print(f"{len(catalog)} clean photos, {len(names)} classes, {catalog['path'].isin(truth.index).sum()} wrong labels, "
+    print(f"{len(catalog)} clean photos, {len(names)} classes, {catalog['path'].isin(list(truth)).sum()} wrong labels, "
           f"{catalog['path'].isin(sideways).sum()} on their side without saying so", flush=True)  # fmt: skip
 
     start = time.perf_counter()

@@ -27,7 +27,7 @@ from cropkit.data import good_photos
 from cropkit.data.photos import contain
 from cropkit.evaluation.explorer import THUMBNAIL
 
-NOTEBOOK = course.FOLDER / "notebooks" / "07_read_the_confusion_matrix.ipynb"
+NOTEBOOK = course.FOLDER / "notebooks" / "08_read_the_confusion_matrix.ipynb"
 WAIT = 120_000  # ms; what is waited for comes long before, but on a loaded machine
 
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     for crop in ("broccoli", "kale", "litchi", "longan", "mango", "pear"):
         for part in ("train", "val", "test"):
             shutil.copytree(sample / part / crop, folder / "photos" / part / crop)
-    shutil.copy(NOTEBOOK, folder / "07.ipynb")
+    shutil.copy(NOTEBOOK, folder / "08.ipynb")
     return folder
 
 
@@ -139,7 +139,7 @@ def check_some_cells(page, folder):
 @pytest.fixture(scope="module")
 def executed(browser, lab, folder):
     """The notebook, run and saved by its menus; its page, its code cells and the other hosts that were asked."""
-    page, strangers = open_page(browser, lab("07.ipynb"))
+    page, strangers = open_page(browser, lab("08.ipynb"))
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=WAIT)
     page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3").first.wait_for(timeout=WAIT)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -147,7 +147,7 @@ def executed(browser, lab, folder):
     for _ in range(WAIT // 1000):
         page.keyboard.press("Control+s")
         page.wait_for_timeout(1000)
-        cells = nbformat.read(folder / "07.ipynb", as_version=4).cells
+        cells = nbformat.read(folder / "08.ipynb", as_version=4).cells
         code = [cell for cell in cells if cell.cell_type == "code"]
         if all(cell.execution_count for cell in code):
             break
@@ -155,7 +155,7 @@ def executed(browser, lab, folder):
     page.close()
 
 
-def test_a_learner_runs_notebook_07_and_opens_cells_of_the_matrix(executed, folder):
+def test_a_learner_runs_notebook_08_and_opens_cells_of_the_matrix(executed, folder):
     page, code, strangers = executed
     assert all(cell.execution_count for cell in code)
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
@@ -165,7 +165,7 @@ def test_a_learner_runs_notebook_07_and_opens_cells_of_the_matrix(executed, fold
 
 
 def test_the_matrix_works_in_a_notebook_that_is_not_trusted(executed, browser, lab, folder):
-    notebook = json.loads((folder / "07.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((folder / "08.ipynb").read_text(encoding="utf-8"))
     notebook["cells"][0]["source"] = "another hand was here"  # so that the signature does not fit
     (folder / "untrusted.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     page, strangers = open_page(browser, lab("untrusted.ipynb"))
@@ -181,9 +181,9 @@ def test_the_exported_page_works_without_jupyter(executed, browser, folder):
     spec = importlib.util.spec_from_file_location("run_course", course.FOLDER / "tools" / "run_course.py")
     run_course = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run_course)
-    html, _ = run_course.html_exporter().from_notebook_node(nbformat.read(folder / "07.ipynb", as_version=4))
-    Path(folder / "07.html").write_text(html, encoding="utf-8")
-    page, strangers = open_page(browser, (folder / "07.html").as_uri())
+    html, _ = run_course.html_exporter().from_notebook_node(nbformat.read(folder / "08.ipynb", as_version=4))
+    Path(folder / "08.html").write_text(html, encoding="utf-8")
+    page, strangers = open_page(browser, (folder / "08.html").as_uri())
     check_some_cells(page, folder)
     assert strangers == []
     page.close()

@@ -61,7 +61,7 @@ def test_photos_without_a_split_get_all_parts(make_photos, data):
 def test_only_rows_of_the_table_can_be_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(course.records, "OUT", tmp_path)
     with pytest.raises(ValueError, match="is no row of the closing table"):
-        course.record("04_feature_extraction", "magic", 1, 0.5, 1.0)
+        course.record("05_feature_extraction", "magic", 1, 0.5, 1.0)
     course.record(*course.records.ROWS[0], 1, 0.5, 1.0)
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 

@@ -49,7 +49,7 @@ BREAKAGES = {
     "reset_classifier": (
         "import cropkit.models.surgery as m\n"
         "cropkit.reset_classifier = m.reset_classifier = lambda model, num_classes: m.get_classifier(model)[1]",
-        "03_replace_the_head",
+        "04_replace_the_head",
     ),
     "freeze_backbone": (
         "import cropkit.models.surgery as m\n"
@@ -57,7 +57,7 @@ BREAKAGES = {
         "    model.requires_grad_(False)\n"
         "    m.get_classifier(model)[1].requires_grad_(True)\n"
         "cropkit.freeze_backbone = broken",
-        "04_feature_extraction",
+        "05_feature_extraction",
     ),
     "evaluate": (
         "import contextlib\n"
@@ -67,13 +67,13 @@ BREAKAGES = {
         "    return t.intact(model, loader, criterion)\n"
         "t.intact = t.evaluate\n"
         "cropkit.evaluate = t.evaluate = broken",
-        "04_feature_extraction",
+        "05_feature_extraction",
     ),
     "check_head": (
         "import cropkit.models as d, cropkit.models.surgery as m\n"
         "import cropkit.training.loop as t, cropkit.evaluation.predictions as p\n"
         "d.check_head = m.check_head = t.check_head = p.check_head = lambda model, class_names: None",
-        "02_the_1000_class_head",
+        "03_the_1000_class_head",
     ),
     "split": (
         "import numpy as np\n"
@@ -125,7 +125,7 @@ def test_notebooks_run_on_alexnet_from_torchs_cache(tmp_path):
 
 def test_accuracies_on_grocery36(tmp_path, real_data):
     wanted = dict(zip(records.ROWS, (0.76, 0.2, 0.79), strict=True))
-    for name in ("04_feature_extraction", "05_fine_tuning"):
+    for name in ("05_feature_extraction", "06_fine_tuning"):
         failure = run(
             course.FOLDER / "notebooks" / f"{name}.ipynb", tmp_path, CROPKIT_FAST="", CROPKIT_DATA=str(real_data)
         )

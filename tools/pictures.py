@@ -2,7 +2,7 @@
 
     python tools/pictures.py [sample explorer two_runs review panel]
 
-`sample` is as notebook 01 shows it, `explorer` as notebook 07 does. `two_runs` compares a head fitted to the labels as
+`sample` is as notebook 01 shows it, `explorer` as notebook 08 does. `two_runs` compares a head fitted to the labels as
 filed with one fitted to labels of train and val corrected by the answer key. `review` and `panel` are what a JupyterLab
 shows, the panel with a run that is half done.
 """

@@ -7,7 +7,7 @@ from cropkit.course.settings import ARCH, OUT
 from cropkit.data.files import replace_text
 
 # What else stands on the course's closing page: a piece of HTML, and its title.
-PAGES = {"comparison": "Methods compared (06)", "matrix": "What was mixed up (07)"}
+PAGES = {"comparison": "Methods compared (07)", "matrix": "What was mixed up (08)"}
 
 
 def keep_page(name: str, html: str) -> None:
@@ -20,9 +20,9 @@ def keep_page(name: str, html: str) -> None:
 
 # The rows of the course's closing table: the notebook and the method that it records.
 ROWS = (
-    ("04_feature_extraction", "feature extraction"),
-    ("05_fine_tuning", "fine-tuning, diary"),
-    ("05_fine_tuning", "fine-tuning, head first"),
+    ("05_feature_extraction", "feature extraction"),
+    ("06_fine_tuning", "fine-tuning, diary"),
+    ("06_fine_tuning", "fine-tuning, head first"),
 )
 
 
