@@ -57,11 +57,11 @@ def draw_sample(browser: Browser) -> None:
 
 
 def open_cell(browser: Browser, html: str, title: str, picture: str) -> None:
-    """A page of `explore`, with the cell open whose title begins so."""
-    tab = browser.new_page(viewport={"width": 940, "height": 1000})
+    """A page of `explore`, with the cell open whose title ends so."""
+    tab = browser.new_page(viewport={"width": 1000, "height": 1000})
     tab.set_content(f'<body style="font-family: sans-serif">{html}</body>')
-    tab.locator(f'summary[title*="{title}"]').first.click()
-    tab.screenshot(path=DOCS / picture, clip={"x": 0, "y": 0, "width": 900, "height": 960})
+    tab.locator(f'summary[title*=" of {title}"], summary[title^="{title}"]').first.click()
+    tab.screenshot(path=DOCS / picture, clip={"x": 0, "y": 0, "width": 980, "height": 980})
     tab.close()
 
 
