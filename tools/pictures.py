@@ -40,7 +40,7 @@ import cropkit
 from cropkit import course
 catalog, model = course.load_catalog(), cropkit.create_model("efficientnet_lite0")
 suspects = cropkit.find_label_errors(catalog, model=model, cache="{OUT / "cache"}")
-near = cropkit.nearest_photos(catalog, suspects["path"].head(20), model=model, cache="{OUT / "cache"}")
+near = cropkit.evaluation.nearest_photos(catalog, suspects["path"].head(20), model=model, cache="{OUT / "cache"}")
 cropkit.review(suspects.head(20), "corrections.csv", nearest=near)
 """
 PANEL = """
