@@ -226,7 +226,19 @@ def run_experiment(config: Config, catalog: pd.DataFrame, out: str | os.PathLike
 
 
 def is_locked(folder: str | os.PathLike[str]) -> bool:
-    """Whether a process trains in a run's folder."""
+    """Whether a process trains in a run's folder.
+
+    Args:
+        folder: the run's, as ``run.folder``.
+
+    Returns:
+        True from a run's start until it ends or its process dies, whichever started it: a cell, a shell, or `panel`.
+
+    Example:
+        >>> run = run_experiment(Config("mobilenet_v3_small", None, "feature_extraction"), catalog, "runs")
+        >>> is_locked(run.folder)
+        False
+    """
     if not (file := Path(folder, LOCK)).exists():
         return False
     try:
