@@ -242,7 +242,7 @@ def is_locked(folder: str | os.PathLike[str]) -> bool:
     if not (file := Path(folder, LOCK)).exists():
         return False
     try:
-        with FileLock(file, timeout=0):
+        with FileLock(file, timeout=0.2):  # another look may hold it for a moment
             return False
     except Timeout:
         return True

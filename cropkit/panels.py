@@ -93,9 +93,10 @@ def stop(folder: str | os.PathLike[str], *, wait: float = 60.0) -> None:
     """
     import psutil
 
-    if state_of(folder) == "elsewhere":
-        raise ValueError(f"{Path(folder).name} is trained by a cell or a shell. Interrupt it there.")
-    if (process := _process_of(Path(folder))) is not None:
+    if (process := _process_of(Path(folder))) is None:
+        if is_locked(folder):
+            raise ValueError(f"{Path(folder).name} is trained by a cell or a shell. Interrupt it there.")
+    else:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
             process.terminate()  # SIGTERM, which run_experiment answers by saving
         if wait and not _ended(process, wait):

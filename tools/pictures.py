@@ -150,7 +150,7 @@ def draw_panel(browser: Browser) -> None:
         page.get_by_label("seed").fill("1")
         page.get_by_label("seed").press("Enter")
         run.click()
-        page.get_by_text("2 of 4 epochs").wait_for(timeout=WAIT)
+        page.get_by_text(re.compile("[1-3] of 4 epochs")).wait_for(timeout=WAIT)
         page.locator(".jp-OutputArea-output .widget-vbox, .jp-OutputArea-output .jupyter-widgets").first.screenshot(
             path=DOCS / "panel.png"
         )

@@ -9,7 +9,7 @@ def answer(prediction: str, right: str, why: str) -> None:
 
     Args:
         prediction: the learner's letter, or ``"?"``.
-        right: the letter that what the cell computed gives.
+        right: the letter that holds; computed from the cell's results where these can differ.
         why: one sentence; another one for each question of a notebook.
 
     Raises:
