@@ -23,12 +23,13 @@ help:
 course: .venv/installed
 	$(BIN)/python tools/run_course.py
 
+# Files in the order of their names: else those of few but long tests come last, and one core waits for the other.
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	CROPKIT_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadscope \
+	CROPKIT_FAST=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadscope --no-loadscope-reorder \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks
 
 test-slow: .venv/installed
