@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import cropkit
 from cropkit import Config, compare_runs, load_model, make_loaders, predict, run_experiment, run_grid, scan, split
 from cropkit.data.files import read_sealed
-from cropkit.experiments import read_runs
+from cropkit.experiments import LOCK, is_locked, read_runs
 from cropkit.models import surgery
 from cropkit.training import checkpoints, precision, resolve_precision
 
@@ -270,11 +272,22 @@ def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_blocks_nothing(c
         saved(process, 1)
         process.send_signal(signal.SIGSTOP)
         try:
+            assert is_locked(tmp_path / SCRATCH.name)
             with pytest.raises(BlockingIOError, match="another process trains in it"):
                 run_experiment(SCRATCH, catalog, tmp_path)
         finally:  # a stopped process would be waited for without end
             os.killpg(process.pid, signal.SIGKILL)
+    assert not is_locked(tmp_path / SCRATCH.name)
     assert run_experiment(SCRATCH, catalog, tmp_path).finished
+
+
+def test_a_look_at_the_lock_refuses_no_run_that_starts_meanwhile(catalog, tmp_path):
+    config = Config("mobilenet_v3_small", None, "feature_extraction", resolution=64)
+    (tmp_path / config.name).mkdir()
+    look = FileLock(tmp_path / config.name / LOCK, thread_local=False)
+    look.acquire()
+    threading.Timer(0.3, look.release).start()
+    assert run_experiment(config, catalog, tmp_path).finished
 
 
 def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import cropkit
 from cropkit import Config, course
-from cropkit.course.sample import true_labels
+from cropkit.course.sample import correct_by_the_key, on_true_labels
 from cropkit.evaluation import plots
 
 DOCS = course.FOLDER / "docs"
@@ -39,8 +39,8 @@ REVIEW = f"""
 import cropkit
 from cropkit import course
 catalog, model = course.load_catalog(), cropkit.create_model("efficientnet_lite0")
-suspects = cropkit.find_label_errors(catalog, model=model, cache="{OUT / "cache"}")
-near = cropkit.evaluation.nearest_photos(catalog, suspects["path"].head(20), model=model, cache="{OUT / "cache"}")
+suspects = cropkit.find_label_errors(catalog, model=model, cache={str(OUT / "cache")!r})
+near = cropkit.evaluation.nearest_photos(catalog, suspects["path"].head(20), model=model, cache={str(OUT / "cache")!r})
 cropkit.review(suspects.head(20), "corrections.csv", nearest=near)
 """
 PANEL = """
@@ -76,15 +76,12 @@ def draw_explorer(browser: Browser) -> None:
 def draw_two_runs(browser: Browser) -> None:
     """Both on the true labels of the test photos, with the cell open that has lost most."""
     catalog, file = course.load_catalog(), OUT / "by_the_key.csv"
-    truth = true_labels(catalog["root"].iloc[0])
     file.unlink(missing_ok=True)
-    for row in catalog[catalog["path"].isin(list(truth))].to_dict("records"):
-        cropkit.data.add_correction(file, row, truth[row["path"]])
+    correct_by_the_key(catalog, file)
     tables = []
     for config in (FROZEN, replace(FROZEN, corrections=file)):
         predictions = cropkit.run_experiment(config, catalog, OUT).predictions
-        test = predictions[predictions["split"] == "test"]
-        tables.append(test.assign(target=test["path"].map(truth).fillna(test["target"])))
+        tables.append(on_true_labels(predictions[predictions["split"] == "test"]))
     change = cropkit.confusion_matrix(tables[0]) - cropkit.confusion_matrix(tables[1])
     true, predicted = change.where(change.index.to_numpy()[:, None] != change.columns.to_numpy()).stack().idxmax()
     open_cell(browser, cropkit.explore(*tables).html, f"{true} predicted as {predicted}", "two_runs.png")

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import PIL
 from filelock import FileLock
 from PIL import Image
 
 from cropkit.course.drawing import CLASSES, draw_photo
+from cropkit.data.corrections import add_correction
 from cropkit.data.progress import progress
 
 VERSION = 6  # a new number has every sample drawn anew
@@ -282,6 +284,19 @@ def true_labels(root: str | os.PathLike[str]) -> dict[str, str]:
         return {}
     rows = csv.DictReader(key.read_text(encoding="utf-8").splitlines())
     return {row["path"]: row["detail"] for row in rows if row["defect"] == "wrong label"}
+
+
+def correct_by_the_key(catalog: pd.DataFrame, file: str | os.PathLike[str]) -> None:
+    """Append to a file of corrections the true label of each photo of a catalog that is filed under another."""
+    truth = true_labels(catalog["root"].iloc[0])
+    for row in catalog[catalog["path"].isin(list(truth))].to_dict("records"):
+        add_correction(file, row, truth[row["path"]])
+
+
+def on_true_labels(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Predictions, as from `predict`, with the answer key's true labels as targets."""
+    truth = true_labels(predictions["root"].iloc[0])
+    return predictions.assign(target=predictions["path"].map(truth).fillna(predictions["target"]))
 
 
 def make_sample(root: str | os.PathLike[str], *, seed: int = 0, photos_per_class: int = 40) -> Path:
