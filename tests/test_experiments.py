@@ -301,11 +301,12 @@ def test_ctrl_c_returns_what_there_is_and_the_next_call_goes_on(catalog, tmp_pat
         return evaluate(*args)
 
     monkeypatch.setattr(cropkit.training.loop, "evaluate", interrupted)
+    before = children()  # earlier tests in this process may have left some
     run = run_experiment(SCRATCH, catalog, tmp_path / "cut", num_workers=2)
     assert not run.finished
     assert run.history["epoch"].tolist() == [0, 1]
     assert load_model(run.folder / "best.safetensors").metrics["epoch"] in (0, 1)
-    assert no_children()
+    assert no_new_children(before)
     assert same(whole, run_experiment(SCRATCH, catalog, tmp_path / "cut"))
 
 
@@ -319,13 +320,18 @@ def test_ctrl_c_before_the_first_epoch_is_done_finishes_nothing(catalog, tmp_pat
     assert run_experiment(SCRATCH, some, tmp_path).history["epoch"].max() == 2
 
 
-def no_children():
+def children():
     import psutil
 
+    return {child.pid for child in psutil.Process().children()}
+
+
+def no_new_children(before):
+    """Whether no process is left but those from before; a moment is given to those that are ending."""
     deadline = time.monotonic() + 10
-    while psutil.Process().children() and time.monotonic() < deadline:
+    while children() - before and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not psutil.Process().children()
+    return not children() - before
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_first_epoch(catalog, tmp_path, monkeypatch):
