@@ -48,8 +48,8 @@ def main() -> None:
                         "seed": config.seed,
                         "corrected": name,
                         **dict(zip(("before", "after"), map(cropkit.evaluation.accuracy, pair), strict=True)),
-                        "mended": counted["only_other"],
-                        "broken": counted["only_one"],
+                        "now right": counted["only_other"],
+                        "now wrong": counted["only_one"],
                         "p": counted["p_value"],
                     }
                 )

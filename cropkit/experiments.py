@@ -479,7 +479,10 @@ def _train_and_test(
         raise
     if rank() == 0:
         write_lines(folder / METRICS, history.to_dict("records"))
-    tables = [predict(model, loaders[split]).assign(split=split) for split in ("val", "test") if split in loaders]
+    kept = cache if config.method == "feature_extraction" else None
+    tables = [
+        predict(model, loaders[split], cache=kept).assign(split=split) for split in ("val", "test") if split in loaders
+    ]
     predictions = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=PREDICTED)
     record["metrics"] = _metrics(predictions)
     if config.method == "feature_extraction":

@@ -1,4 +1,6 @@
 import importlib.util
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -74,7 +76,7 @@ def test_the_closing_page_shows_what_the_notebooks_left(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("run_course", course.FOLDER / "tools" / "run_course.py")
     run_course = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run_course)
-    page = run_course.index_page({}, run_course.results())
+    page = run_course.index_page({}, {}, run_course.results())
     assert "<table>the matrix</table>" in page
     assert page.count("<p class=failed>missing</p>") == 1  # the comparison
 
@@ -111,3 +113,14 @@ def test_the_name_grocery36_fetches_it_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(course.settings, "fetch", lambda name: fetched.append(name) or tmp_path)
     data("grocery36")
     assert course.data_folder() == tmp_path and fetched == ["grocery36"]
+
+
+def test_the_recorded_curves_are_whole_and_say_where_they_come_from():
+    file = Path(course.__file__).parent / "diary.csv"
+    assert re.match(r"# 20\d\d-\d\d-\d\d, .* cores, .*: python benchmarks/diary\.py$", file.read_text().splitlines()[0])
+    curves = pd.read_csv(file, comment="#")
+    epochs = curves.groupby("recipe")["epoch"].agg(lambda epoch: epoch.tolist())
+    assert epochs["fine-tuning, diary"] == epochs["feature extraction, diary"] == list(range(26))
+    assert epochs["fine-tuning, head first"] == list(range(7))
+    rates = curves[curves["recipe"] == "fine-tuning, diary"]["learning_rate"][1:]
+    assert rates.tolist() == [0.001] * 7 + [0.0001] * 7 + [1e-5] * 7 + [1e-6] * 4

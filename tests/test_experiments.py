@@ -373,7 +373,7 @@ def test_a_field_that_cannot_be_is_found_before_a_grid_trains(catalog, tmp_path)
 
 
 def test_a_grid_stops_where_it_is_interrupted_and_goes_on(catalog, tmp_path, monkeypatch):
-    monkeypatch.setattr(cropkit.experiments, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cropkit.experiments, "predict", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     runs = run_grid(HEAD, catalog, tmp_path, seed=range(3))
     assert [run.finished for run in runs] == [False]
     monkeypatch.undo()

@@ -239,22 +239,22 @@ def test_two_models_are_compared_photo_by_photo(predictions):
             for heading, paths in groups:
                 among = came if heading.startswith("came") else went
                 kind = {
-                    "mended": lambda path, true=true: after_of[path] == true,
-                    "broken": lambda path, true=true: before_of[path] == true,
+                    "now right": lambda path, true=true: after_of[path] == true,
+                    "now wrong": lambda path, true=true: before_of[path] == true,
                     "wrong in another way": lambda path, true=true: true not in (before_of[path], after_of[path]),
                 }[re.fullmatch(r"\w+, (.*): \d+", heading)[1]]
                 assert set(paths) == {path for path in among if kind(path)} and paths
             assert sum(len(paths) for _, paths in groups) == len(came) + len(went)
     test = metrics_of_two(predictions, after)
-    assert f"{test[0]} mended, {test[1]} broken (McNemar's p = {test[2]:.3f})" in page
+    assert f"{test[0]} now right, {test[1]} now wrong (McNemar's p = {test[2]:.3f})" in page
 
 
 def metrics_of_two(before, after):
     from scipy.stats import binomtest
 
     right = (before["target"] == before["predicted"]).to_numpy(), (after["target"] == after["predicted"]).to_numpy()
-    mended, broken = int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum())
-    return mended, broken, binomtest(mended, mended + broken).pvalue
+    fixed, spoilt = int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum())
+    return fixed, spoilt, binomtest(fixed, fixed + spoilt).pvalue
 
 
 def test_what_got_worse_is_told_without_colour(predictions):

@@ -320,3 +320,21 @@ def test_a_network_for_pictures_of_one_size_says_so(make_photos):
         assert vit.preprocessing["crop_size"] == 224
     with pytest.raises(ValueError, match="resolution is 8, but must be at least 32"):
         create_model("resnet18", weights=None, resolution=8)
+
+
+@pytest.mark.parametrize(("precision", "mirror"), [("float32", False), ("bfloat16", False), ("float32", True)])
+def test_predictions_from_kept_features_are_those_of_the_model(make_photos, tmp_path, monkeypatch, precision, mirror):
+    torch.manual_seed(0)
+    model = create_model("efficientnet_lite0", num_classes=2)
+    model.precision, model.mirror, model.class_names = precision, mirror, ["apple", "pear"]
+    loader = make_loaders(split(scan(make_photos({"apple": 12, "pear": 12}))), model)["train"]
+    wanted = predict(model, loader)
+    counts = computed(monkeypatch)
+    first = predict(model, loader, cache=tmp_path)
+    assert sum(counts) == len(wanted) * (1 + mirror)
+    again = predict(model, loader, cache=tmp_path)
+    assert sum(counts) == len(wanted) * (1 + mirror), "a photo was computed again"
+    assert first.equals(again)
+    if not mirror:  # the mean of features rounds otherwise than the mean of answers
+        assert first.equals(wanted)
+    pd.testing.assert_frame_equal(first, wanted, rtol=1e-4, atol=1e-5)

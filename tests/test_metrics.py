@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from scipy.stats import binomtest, fisher_exact
 
 from cropkit.evaluation.metrics import (
     accuracy,
@@ -14,6 +15,7 @@ from cropkit.evaluation.metrics import (
     most_confused,
     reliability,
     similarity_order,
+    slices,
     top_losses,
     weighted_precision,
 )
@@ -168,3 +170,36 @@ def test_a_confidence_on_an_edge_falls_into_one_bin_from_memory_and_from_a_file(
 
 def test_a_confidence_that_is_no_number_is_in_no_bin():
     assert reliability(table("ab", "aa", probability=[0.9, np.nan]))["photos"].tolist() == [0] * 8 + [1, 0]
+
+
+def test_slices_give_each_group_its_accuracy_interval_and_corrected_p_value():
+    answers = pd.DataFrame({"target": "a", "predicted": ["a"] * 20 + ["b"] * 20})
+    groups = pd.DataFrame({"side": ["up"] * 20 + ["down"] * 20, "size": ["small", "large"] * 20})
+    table = slices(answers, groups).set_index("value")
+    assert table.loc["up", ["photos", "accuracy", "elsewhere"]].tolist() == [20, 1.0, 0.0]
+    assert table.loc["small", "accuracy"] == 0.5 and table.loc["small", "p_value"] == 1.0
+    low, high = binomtest(10, 20).proportion_ci(method="wilson")
+    assert table.loc["small", ["low", "high"]].tolist() == [low, high]
+    alone = fisher_exact([[20, 0], [0, 20]]).pvalue
+    assert table.loc["up", "p_value"] == pytest.approx(4 * alone)  # four looks
+    assert table["p_value"].is_monotonic_increasing
+
+
+def test_slices_of_chance_are_seldom_called_real():
+    random = np.random.default_rng(0)
+    false_alarms = 0
+    for _ in range(100):
+        answers = pd.DataFrame({"target": "a", "predicted": random.choice(["a", "b"], 200)})
+        groups = pd.DataFrame(random.integers(0, 2, (200, 10))).astype(str)
+        false_alarms += slices(answers, groups)["p_value"].min() < 0.05
+    assert false_alarms <= 10  # of 20 looks each, about 60 times without the correction
+
+
+def test_slices_leave_out_what_is_not_known_and_refuse_other_photos():
+    answers = pd.DataFrame({"target": list("aa"), "predicted": list("ab")})
+    assert slices(answers, pd.DataFrame({"town": ["Xinshe", None]}))["photos"].tolist() == [1]
+    assert slices(answers, pd.DataFrame({"town": [None, None]})).empty
+    everything = slices(answers, pd.DataFrame({"town": ["Xinshe", "Xinshe"]})).iloc[0]
+    assert np.isnan(everything["elsewhere"]) and everything["p_value"] == 1
+    with pytest.raises(ValueError, match="2 photos, but 1 rows of attributes"):
+        slices(answers, pd.DataFrame({"town": ["Xinshe"]}))

@@ -7,6 +7,7 @@ notebook failed; 2 if the data or the model cannot serve.
 
 import html
 import json
+import os
 import shutil
 import sys
 import time
@@ -28,7 +29,22 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- if 'solution' in cell.metadata.get('tags', []) -%}
 <details style="margin: 0 0 1em 5em"><summary>Solution(解答)</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
-{%- endblock codecell -%}"""
+{%- endblock codecell -%}
+{%- block markdowncell scoped -%}
+{%- if 'answer' in cell.metadata.get('tags', []) -%}
+<details style="margin: 0 0 1em 5em"><summary>Answer(答案)</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock markdowncell -%}"""
+INTRODUCTION = """<p>A course in transfer learning on crop photos: from the first look at a folder, through a bug that
+raises no error, to two cures, the confusion matrix, and a rerun that shows whether a correction helped. You need
+Python 3.10 or newer and a laptop, no GPU and no network. These pages show a run on {machine}. The photos of the course
+are <b>drawn by a program</b>, so that everybody has them and every defect is known; the lessons run on your own photos
+too.</p>
+<p lang="zh-Hant">這是一門用作物照片學習遷移式學習(transfer learning)的課程:
+從認識資料夾開始,遇到一個不會出現錯誤訊息的 bug,接著學會兩種解法、閱讀混淆矩陣,
+最後重新訓練,確認修正是否有效。需要 Python 3.10 以上與一台筆電,
+不需要 GPU,也不需要網路。課程中的照片是<b>程式畫出來的</b>,人人都能取得,
+而且每個缺陷都有解答;課程也能用你自己的照片執行。</p>"""
 
 
 def run_notebook(path: Path, label: str) -> str:
@@ -98,17 +114,19 @@ def as_text(table: list[list[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def index_page(failures: dict[str, str], table: list[list[str]]) -> str:
-    """The page that links the notebooks and shows the closing table."""
+def index_page(failures: dict[str, str], seconds: dict[str, float], table: list[list[str]]) -> str:
+    """The page that says what the course is, links the notebooks and shows the closing table."""
     items = []
     for name, failure in failures.items():
         cells = nbformat.read(COURSE / f"{name}.ipynb", as_version=4).cells
         title = cells[0].source.splitlines()[0].lstrip("# ")
         aim = html.escape(cells[0].source.split("\n\n")[1])
         state = f"<p class=failed>Failed: {html.escape(failure)}</p>" if failure else ""
-        items.append(f'<li><a href="{name}.html">{html.escape(title)}</a><p>{aim}</p>{state}</li>')
+        ran = f"<small>ran in {seconds[name]:.0f} s</small>"
+        items.append(f'<li><a href="{name}.html">{html.escape(title)}</a> {ran}<p>{aim}</p>{state}</li>')
     rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in
             zip(table, ["th"] + ["td"] * len(table), strict=False)]  # fmt: skip
+    machine = f"{os.cpu_count()} cores in {sum(seconds.values()) / 60:.0f} minutes"
     kind = " (fast mode: few photos, one epoch; the accuracies mean nothing)" if course.FAST else ""
     pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in records.PAGES.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>cropkit: the course</title>
@@ -119,7 +137,7 @@ table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-alig
 .failed {{ color: #b00020; }} .wide {{ overflow-x: auto; width: min(64rem, 94vw); }} .wide table {{ font-size: .8rem; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
 a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
-<h1>cropkit: the course</h1><ul>{"".join(items)}</ul>
+<h1>cropkit: the course</h1>{INTRODUCTION.format(machine=machine)}<ul>{"".join(items)}</ul>
 <h2>What was trained{kind}</h2><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>
 {pieces}</html>
 """
@@ -146,11 +164,13 @@ def main() -> int:
     print(f"{len(catalog)} photos of {catalog['label'].nunique()} classes in {catalog['root'].iloc[0]}; {course.ARCH}")
     paths = sorted((course.FOLDER / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     width = max(len(path.stem) for path in paths)
-    failures = {}
+    failures, seconds = {}, {}
     for number, path in enumerate(paths, start=1):
+        begun = time.perf_counter()
         failures[path.stem] = run_notebook(path, f"[{number}/{len(paths)}] {path.stem:{width}s}")
+        seconds[path.stem] = time.perf_counter() - begun
     table = results()
-    (COURSE / "index.html").write_text(index_page(failures, table), encoding="utf-8")
+    (COURSE / "index.html").write_text(index_page(failures, seconds, table), encoding="utf-8")
     print(f"\n{as_text(table)}\n")
     for name, failure in failures.items():
         if failure:

@@ -21,8 +21,7 @@ def keep_page(name: str, html: str) -> None:
 # The rows of the course's closing table: the notebook and the method that it records.
 ROWS = (
     ("05_feature_extraction", "feature extraction"),
-    ("06_fine_tuning", "fine-tuning, diary"),
-    ("06_fine_tuning", "fine-tuning, head first"),
+    ("09_fix_and_rerun", "feature extraction, fixed"),
 )
 
 

@@ -71,11 +71,13 @@ def some_photos(catalog: pd.DataFrame, classes: int, photos: int = 40) -> pd.Dat
 
     Args:
         catalog: from `load_catalog`.
-        classes: how many at most; those with photos in train, val and test come first.
+        classes: how many at most, evenly spread over the names of those with photos in train, val and test.
         photos: of each class in each part, at most.
     """
-    parts = catalog.groupby("label")["split"].nunique().sort_values(ascending=False, kind="stable")
-    chosen = catalog[catalog["label"].isin(parts.index[:classes])].sample(frac=1, random_state=0)
+    parts = catalog.groupby("label")["split"].nunique()
+    names = parts.index[parts == parts.max()]
+    names = [names[int((place + 0.5) * len(names) / classes)] for place in range(classes)]  # not the first: neighbours
+    chosen = catalog[catalog["label"].isin(names)].sample(frac=1, random_state=0)
     return chosen[chosen.groupby(["label", "split"]).cumcount() < photos].sort_index()
 
 

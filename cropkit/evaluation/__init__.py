@@ -11,6 +11,7 @@ from cropkit.evaluation.metrics import (
     mcnemar,
     most_confused,
     reliability,
+    slices,
     top_losses,
     weighted_precision,
 )

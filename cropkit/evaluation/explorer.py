@@ -73,7 +73,7 @@ def explore(
     """Show the confusion matrix as a table whose cells open and show their photos, the largest loss first.
 
     With `after`, a second table for the same photos, a cell shows how its count changed, and opened, which photos came
-    and went: mended, broken, or wrong in another way.
+    and went: now right, now wrong, or wrong in another way.
 
     Args:
         predictions: from `predict` or of a `Run`.
@@ -181,8 +181,8 @@ def _changes(worst: pd.DataFrame, per_cell: int) -> dict[tuple[str, str], _Cell]
         groups = []
         for photos, verb in zip(both, ("came", "went"), strict=True):
             kinds = {
-                "mended": photos["column_after"] == photos["row"],
-                "broken": photos["column"] == photos["row"],
+                "now right": photos["column_after"] == photos["row"],
+                "now wrong": photos["column"] == photos["row"],
                 "wrong in another way": (photos["column"] != photos["row"]) & (photos["column_after"] != photos["row"]),
             }
             for kind, which in kinds.items():
@@ -213,7 +213,7 @@ def _comparison(before: pd.DataFrame, after: pd.DataFrame) -> str:
         low, high = bootstrap_interval(predictions)
         told.append(f"{name} {accuracy(predictions):.1%} correct ({low:.1%} to {high:.1%})")
     return (
-        f"{len(before):,} photos: {', '.join(told)}; {test['only_other']} mended, {test['only_one']} broken "
+        f"{len(before):,} photos: {', '.join(told)}; {test['only_other']} now right, {test['only_one']} now wrong "
         f"(McNemar's p = {test['p_value']:.3f}). A cell shows the change of its count; underlined: worse. "
         "Open it to see which photos came and went."
     )

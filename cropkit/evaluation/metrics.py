@@ -384,3 +384,60 @@ def mcnemar(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, float]:
     differ = only_one + only_other
     p_value = float(binomtest(only_one, differ).pvalue) if differ else 1.0
     return {"only_one": only_one, "only_other": only_other, "p_value": p_value}
+
+
+def slices(predictions: pd.DataFrame, attributes: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy of groups of photos: by orientation, size, town, or whatever else is known of each.
+
+    Look at many groups, and by chance alone some look bad. So each p-value is corrected for the number of looks (Holm).
+
+    Args:
+        predictions: from `predict`.
+        attributes: one row a photo, in the same order; each column divides the photos into groups. Missing values are
+            in no group.
+
+    Returns:
+        One row a group, the smallest ``p_value`` first: ``attribute``, ``value``, ``photos``, ``accuracy``, ``low`` and
+        ``high`` (95 %, Wilson's interval), ``elsewhere`` (the accuracy of all other photos; NaN if there are none), and
+        ``p_value``: how probable a difference at least that large is, if the group made none (Fisher's exact test).
+
+    Raises:
+        ValueError: if there is not one row of attributes for each photo.
+
+    Example:
+        >>> answers = pd.DataFrame({"target": "a", "predicted": list("aaaaaaabbb")})
+        >>> attributes = pd.DataFrame({"light": ["bright"] * 7 + ["dark"] * 3})
+        >>> slices(answers, attributes)[["value", "photos", "accuracy", "p_value"]].round(3)
+            value  photos  accuracy  p_value
+        0  bright       7       1.0    0.017
+        1    dark       3       0.0    0.017
+    """
+    from scipy.stats import binomtest, fisher_exact
+
+    if len(attributes) != len(predictions):
+        raise ValueError(f"{len(predictions)} photos, but {len(attributes)} rows of attributes. Give one row a photo.")
+    correct = (predictions["target"] == predictions["predicted"]).to_numpy()
+    rows = []
+    for attribute in attributes.columns:
+        values = attributes[attribute].to_numpy()
+        for value in sorted(set(attributes[attribute].dropna())):
+            inside, outside = correct[values == value], correct[values != value]
+            interval = binomtest(int(inside.sum()), len(inside)).proportion_ci(method="wilson")
+            table = [[part.sum(), (~part).sum()] for part in (inside, outside)]
+            rows.append(
+                {
+                    "attribute": attribute,
+                    "value": value,
+                    "photos": len(inside),
+                    "accuracy": inside.mean(),
+                    "low": interval.low,
+                    "high": interval.high,
+                    "elsewhere": outside.mean() if len(outside) else math.nan,
+                    "p_value": fisher_exact(table).pvalue,
+                }
+            )
+    columns = ["attribute", "value", "photos", "accuracy", "low", "high", "elsewhere", "p_value"]
+    found = pd.DataFrame(rows, columns=columns).sort_values("p_value", kind="stable", ignore_index=True)
+    looks = np.arange(len(found), 0, -1)
+    found["p_value"] = (found["p_value"] * looks).cummax().clip(upper=1.0)
+    return found

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from cropkit.data.catalog import list_files
 from cropkit.data.datasets import CropDataset, preprocessing_of
 from cropkit.evaluation.metrics import classes_of
-from cropkit.models.surgery import check_head, try_resolution
+from cropkit.models.surgery import check_head, get_classifier, try_resolution
+from cropkit.training.features import extract_features
 from cropkit.training.guards import explained
 from cropkit.training.inference import answers, mirrors
 from cropkit.training.memory import keep_freed_memory
@@ -27,6 +28,7 @@ def predict(
     *,
     resolution: int | None = None,
     mirror: bool | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """What a model says about every photo of a loader, or below a folder.
 
@@ -40,6 +42,8 @@ def predict(
             without labels, nested as they may be.
         resolution: pixels of the square that the network sees; None is the model's own.
         mirror: whether the answer is the mean of those for the photo and its mirror image; None is the model's own.
+        cache: where `extract_features` keeps features. Photos whose features are there are not opened again: worth it
+            where only a head has learned, and of no use where the whole model has.
 
     Returns:
         One row a photo, in the order of the loader's data set or of the paths: ``path``, ``predicted`` (class name),
@@ -61,14 +65,14 @@ def predict(
         21
     """
     if not isinstance(photos, DataLoader):
-        return _predict_folder(model, Path(photos).expanduser(), resolution, mirror)
+        return _predict_folder(model, Path(photos).expanduser(), resolution, mirror, cache)
     dataset: Any = photos.dataset
     if not hasattr(dataset, "class_names"):
         raise ValueError(
             f"predict needs photos with class names, as from make_loaders, not a {type(dataset).__name__}."
         )
     names: list[str] = dataset.class_names
-    log_probabilities = _log_probabilities(model, photos, names, resolution, mirror)
+    log_probabilities = _log_probabilities(model, photos, names, resolution, mirror, cache)
     targets = torch.tensor(dataset.targets)
     table = _table(dataset, names, log_probabilities)
     table.insert(1, "target", [names[i] for i in dataset.targets])
@@ -76,7 +80,13 @@ def predict(
     return table
 
 
-def _predict_folder(model: nn.Module, root: Path, resolution: int | None, mirror: bool | None) -> pd.DataFrame:
+def _predict_folder(
+    model: nn.Module,
+    root: Path,
+    resolution: int | None,
+    mirror: bool | None,
+    cache: str | os.PathLike[str] | None,
+) -> pd.DataFrame:
     names = getattr(model, "class_names", None)
     if names is None:
         raise ValueError("the model does not know its classes. Load it by load_model, or set model.class_names.")
@@ -87,7 +97,7 @@ def _predict_folder(model: nn.Module, root: Path, resolution: int | None, mirror
         raise ValueError(f"{root}: holds no photos.")
     catalog = pd.DataFrame({"path": paths, "root": str(root)})
     dataset = CropDataset(catalog, list(names), preprocessing_of(model))
-    log_probabilities = _log_probabilities(model, DataLoader(dataset), list(names), resolution, mirror)
+    log_probabilities = _log_probabilities(model, DataLoader(dataset), list(names), resolution, mirror, cache)
     table = _table(dataset, list(names), log_probabilities)
     problems = collected(dataset.problems)
     problem = table["path"].map(lambda path: problems.get(path, ""))
@@ -99,15 +109,26 @@ def _predict_folder(model: nn.Module, root: Path, resolution: int | None, mirror
 
 @explained
 def _log_probabilities(
-    model: nn.Module, loader: DataLoader, names: list[str], resolution: int | None, mirror: bool | None
+    model: nn.Module,
+    loader: DataLoader,
+    names: list[str],
+    resolution: int | None,
+    mirror: bool | None,
+    cache: str | os.PathLike[str] | None,
 ) -> Tensor:
     """Of all photos of a loader, shape (N, K), in all processes."""
     check_head(model, names)
     if resolution is not None:
         try_resolution(model, resolution)
     keep_freed_memory()
-    flips = (False, True)[: 1 + (mirrors(model) if mirror is None else mirror)]
-    found = answers(model, loader, precision_of(model), "predict", flips=flips, resolution=resolution)
+    both = mirrors(model) if mirror is None else mirror
+    if cache is None:
+        flips = (False, True)[: 1 + both]
+        found = answers(model, loader, precision_of(model), "predict", flips=flips, resolution=resolution)
+    else:
+        how: Any = {"resolution": resolution, "mirror": both, "precision": precision_of(model)}
+        features = extract_features(model, loader, cache=cache, **how).one_a_photo()
+        found = answers(get_classifier(model)[1], DataLoader(features), "float32", "predict")
     mine = torch.cat([torch.empty(0, len(names)), *(logits.cpu() for logits, _ in found)])
     return gathered(mine, len(loader.dataset)).log_softmax(dim=1)  # type: ignore[arg-type]
 
