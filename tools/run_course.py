@@ -37,14 +37,15 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- endblock markdowncell -%}"""
 INTRODUCTION = """<p>A course in transfer learning on crop photos: from the first look at a folder, through a bug that
 raises no error, to two cures, the confusion matrix, and a rerun that shows whether a correction helped. You need
-Python 3.10 or newer and a laptop, no GPU and no network. These pages show a run on {machine}. The photos of the course
-are <b>drawn by a program</b>, so that everybody has them and every defect is known; the lessons run on your own photos
-too.</p>
-<p lang="zh-Hant">這是一門用作物照片學習遷移式學習(transfer learning)的課程:
-從認識資料夾開始,遇到一個不會出現錯誤訊息的 bug,接著學會兩種解法、閱讀混淆矩陣,
-最後重新訓練,確認修正是否有效。需要 Python 3.10 以上與一台筆電,
-不需要 GPU,也不需要網路。課程中的照片是<b>程式畫出來的</b>,人人都能取得,
-而且每個缺陷都有解答;課程也能用你自己的照片執行。</p>"""
+Python 3.10 or newer and a laptop, no GPU and no network. These pages show a run of {minutes:.0f} minutes on {cores}
+cores. The photos of the course are <b>drawn by a program</b>, so that everybody has them and every defect is known; the
+lessons run on your own photos too.</p>
+<p lang="zh-Hant">這門課以作物照片為例，帶你認識遷移式學習（transfer learning）：
+從檢視資料夾裡的照片開始，遇到一個不會出現錯誤訊息的 bug，學會兩種解法，
+接著閱讀混淆矩陣、找出原因，最後修正並重新訓練，確認修正是否有效。
+需要 Python 3.10 以上與一台筆電，不需要 GPU，也不需要網路。
+以下頁面是在 {cores} 核心的電腦上執行 {minutes:.0f} 分鐘的結果。課程中的照片是<b>由程式畫出來的</b>，
+因此人人都能取得，其中的每個缺陷也都是已知的；你也可以換成自己的照片來練習。</p>"""
 
 
 def run_notebook(path: Path, label: str) -> str:
@@ -126,7 +127,7 @@ def index_page(failures: dict[str, str], seconds: dict[str, float], table: list[
         items.append(f'<li><a href="{name}.html">{html.escape(title)}</a> {ran}<p>{aim}</p>{state}</li>')
     rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in
             zip(table, ["th"] + ["td"] * len(table), strict=False)]  # fmt: skip
-    machine = f"{os.cpu_count()} cores in {sum(seconds.values()) / 60:.0f} minutes"
+    introduction = INTRODUCTION.format(cores=os.cpu_count(), minutes=sum(seconds.values()) / 60)
     kind = " (fast mode: few photos, one epoch; the accuracies mean nothing)" if course.FAST else ""
     pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in records.PAGES.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>cropkit: the course</title>
@@ -137,7 +138,7 @@ table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-alig
 .failed {{ color: #b00020; }} .wide {{ overflow-x: auto; width: min(64rem, 94vw); }} .wide table {{ font-size: .8rem; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
 a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
-<h1>cropkit: the course</h1>{INTRODUCTION.format(machine=machine)}<ul>{"".join(items)}</ul>
+<h1>cropkit: the course</h1>{introduction}<ul>{"".join(items)}</ul>
 <h2>What was trained{kind}</h2><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>
 {pieces}</html>
 """
