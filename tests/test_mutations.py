@@ -690,7 +690,7 @@ intact = everywhere(label_errors.find_label_errors, turned)
         "08_read_the_confusion_matrix",
         "slices leaves out a group",
         error="a photo is in no slice",
-        startup="intact = everywhere(metrics.slices, lambda *args: intact(*args).query(\"attribute != 'format'\"))",
+        startup="intact = everywhere(metrics.slices, lambda *args: intact(*args).query(\"value != 'portrait'\"))",
     ),
     Mutation(
         "08_read_the_confusion_matrix",
