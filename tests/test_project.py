@@ -52,6 +52,10 @@ def test_notebook_follows_the_template(path):
     assert not any(cell.outputs or cell.execution_count for cell in cells)
     assert text.count("**Predict.**") >= 3
     assert text.count("**What happened.**") >= 3
+    for cell in nbformat.read(path, as_version=4).cells:  # folded in the pages: no question, no heading
+        if cell.source.startswith("**What happened."):
+            assert cell.metadata.tags == ["answer"], cell.id
+            assert "**Predict.**" not in cell.source and "\n#" not in cell.source, cell.id
     for part in ("Exercises", "Takeaways", "Questions to think about", "After this you can"):
         assert part in text
     solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
