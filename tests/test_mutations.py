@@ -136,6 +136,17 @@ intact = everywhere(splitting.prepare, untaught)
 """,
     ),
     Mutation(
+        "00_check_your_setup",
+        "photos are not normalised",
+        error="the photo was not resized and scaled",
+        startup="""
+def as_pixels(model, **kwargs):
+    made = intact(model, **kwargs)
+    return lambda photo: made(photo) * 0.2 + 0.5
+intact = everywhere(datasets.transforms_for, as_pixels)
+""",
+    ),
+    Mutation(
         "01_meet_the_crops",
         "photos that broke off are taken",
         error="other files are bad than the answer key lists",
@@ -286,6 +297,12 @@ intact, datasets.CropDataset.__init__ = datasets.CropDataset.__init__, own_list
         "the best network is kept by reference",
         error="counting photo by photo gives a different number",
         replace=("kept = copy.deepcopy(trained)", "kept = trained"),
+    ),
+    Mutation(
+        "02_from_a_photo_to_a_loss",
+        "val is train again",
+        error="photos of another split",
+        replace=('rows = catalog[catalog["split"] == split]', 'rows = catalog[catalog["split"] == "train"]'),
     ),
     Mutation(
         "03_the_1000_class_head",
@@ -563,6 +580,36 @@ intact = everywhere(loop.evaluate, in_train_mode)
 """,
     ),
     Mutation(
+        "05_feature_extraction",
+        "fit_head keeps the head that it was given",
+        error="the head does not hold what was fitted",
+        startup="""
+def unchanged(model, data):
+    head = surgery.get_classifier(model)[1]
+    state = copy.deepcopy(head.state_dict())
+    table = intact(model, data)
+    head.load_state_dict(state)
+    return table
+intact = everywhere(features.fit_head, unchanged)
+""",
+    ),
+    Mutation(
+        "05_feature_extraction",
+        "unfreeze leaves the layers in eval mode",
+        error="unfreeze left BatchNorm in eval mode",
+        startup="""
+everywhere(surgery.unfreeze, lambda model: model.requires_grad_(True))
+""",
+    ),
+    Mutation(
+        "05_feature_extraction",
+        "predict gives each photo the next one's answer",
+        error="predict and evaluate disagree",
+        startup="""
+intact = everywhere(predictions._log_probabilities, lambda *args: intact(*args).roll(1, dims=0))
+""",
+    ),
+    Mutation(
         "06_fine_tuning",
         "fit_head leaves the head as it is",
         error="epoch 0 is not the head that training began with",
@@ -791,7 +838,7 @@ intact = everywhere(processes.gathered, one_after_another)
     Mutation(
         "12_beyond_one_machine",
         "the processes do not add up what they counted",
-        error="two processes trained another model",
+        error="two processes took other steps",
         startup="everywhere(processes.total, lambda *numbers: list(numbers))",
     ),
     Mutation(
@@ -805,6 +852,22 @@ intact = everywhere(processes.gathered, one_after_another)
         "three shares count alike",
         error="the weighted mean of three shares is not that of the whole batch",
         replace=("weights = [len(share) / 8 for share in shares]", "weights = [1 / 3 for share in shares]"),
+    ),
+    Mutation(
+        "12_beyond_one_machine",
+        "uneven shares of a batch count alike",
+        error="two processes took other steps",
+        startup="""
+everywhere(processes.share_of_batch, lambda count: 1.0)
+""",
+    ),
+    Mutation(
+        "12_beyond_one_machine",
+        "gradients are not exchanged",
+        error="two processes took other steps",
+        startup="""
+everywhere(processes.together, lambda model: model)
+""",
     ),
 ]
 # At least so many rows a notebook.
