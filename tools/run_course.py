@@ -8,6 +8,7 @@ notebook failed; 2 if the data or the model cannot serve.
 import html
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -121,7 +122,7 @@ def index_page(failures: dict[str, str], seconds: dict[str, float], table: list[
     for name, failure in failures.items():
         cells = nbformat.read(COURSE / f"{name}.ipynb", as_version=4).cells
         title = cells[0].source.splitlines()[0].lstrip("# ")
-        aim = html.escape(cells[0].source.split("\n\n")[1])
+        aim = html.escape(re.sub("[*`]", "", cells[0].source.split("\n\n")[1]))
         state = f"<p class=failed>Failed: {html.escape(failure)}</p>" if failure else ""
         ran = f"<small>ran in {seconds[name]:.0f} s</small>"
         items.append(f'<li><a href="{name}.html">{html.escape(title)}</a> {ran}<p>{aim}</p>{state}</li>')
@@ -139,7 +140,7 @@ table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-alig
 @media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
 a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
 <h1>cropkit: the course</h1>{introduction}<ul>{"".join(items)}</ul>
-<h2>What was trained{kind}</h2><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>
+<h2>What was trained{kind}</h2><div class=wide><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>
 {pieces}</html>
 """
 
