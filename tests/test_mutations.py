@@ -826,17 +826,6 @@ intact = everywhere(experiments._create, at_random)
     ),
     Mutation(
         "12_beyond_one_machine",
-        "answers are collected rank after rank",
-        error="two processes trained another model",
-        startup="""
-def one_after_another(mine, count):
-    rows = intact(mine, count)
-    return torch.cat([rows[rank :: processes.ranks()] for rank in range(processes.ranks())])
-intact = everywhere(processes.gathered, one_after_another)
-""",
-    ),
-    Mutation(
-        "12_beyond_one_machine",
         "the processes do not add up what they counted",
         error="two processes took other steps",
         startup="everywhere(processes.total, lambda *numbers: list(numbers))",
@@ -852,14 +841,6 @@ intact = everywhere(processes.gathered, one_after_another)
         "three shares count alike",
         error="the weighted mean of three shares is not that of the whole batch",
         replace=("weights = [len(share) / 8 for share in shares]", "weights = [1 / 3 for share in shares]"),
-    ),
-    Mutation(
-        "12_beyond_one_machine",
-        "uneven shares of a batch count alike",
-        error="two processes took other steps",
-        startup="""
-everywhere(processes.share_of_batch, lambda count: 1.0)
-""",
     ),
     Mutation(
         "12_beyond_one_machine",
