@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import torch
 import tyro
 
@@ -22,7 +23,7 @@ from cropkit.course.fetch import fetch as fetch_collection
 from cropkit.course.sample import make_sample
 from cropkit.data import catalog, splitting
 from cropkit.data.files import replace_text
-from cropkit.evaluation import metrics, predictions
+from cropkit.evaluation import metrics, predictions, submission
 from cropkit.experiments import Config
 from cropkit.training.checkpoints import load_model
 from cropkit.training.processes import from_first, processes, rank
@@ -108,6 +109,8 @@ def evaluate(
         "accuracy": metrics.accuracy(table),
         "between": [low, high],
         "weighted_precision": metrics.weighted_precision(table),
+        "lowest_f1": metrics.lowest_f1(table),
+        "never_predicted": metrics.never_predicted(table),
         "expected_calibration_error": metrics.expected_calibration_error(table),
     }
     return json.dumps(scores, indent=1)
@@ -123,18 +126,46 @@ def predict(model: tyro.conf.UseAppendAction[tuple[Path, ...]], data: Path, out:
         data: folder of photos.
         out: file for the CSV, instead of printing it.
     """
-    if not model:
-        raise ValueError("no model is named. Give --model <a run's folder>, once for each model.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = predictions.average(*(predictions.predict(load_model(one).to(device), data) for one in model))
-    for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
-        print(f"not readable: {row.path} ({row.problem})")
+    table = _answers(model, data)
     answer = table.rename(columns={"path": "filename", "predicted": "label"})[["filename", "label"]].to_csv(index=False)
     if out is None:
         return answer
     if rank() == 0:
         replace_text(out, answer)
     return str(out)
+
+
+def submit(
+    model: tyro.conf.UseAppendAction[tuple[Path, ...]],
+    data: Path,
+    template: Path,
+    out: Path = Path("submission.csv"),
+) -> str:
+    """Answer a competition: the rows of its template with the predicted classes; prints the file's name.
+
+    Nothing is written unless each row has its answer, and each photo its row.
+
+    Args:
+        model: a run's folder, or its best.safetensors; given several times, the models answer together.
+        data: folder of the test photos, nested as they may be.
+        template: the competition's sample submission, a CSV table of filename and label.
+        out: the file to write.
+    """
+    table = _answers(model, data)
+    if rank() == 0:
+        submission.write_submission(table, template, out)
+    return str(out)
+
+
+def _answers(model: Sequence[Path], data: Path) -> pd.DataFrame:
+    """What one model, or several together, say about the photos of a folder."""
+    if not model:
+        raise ValueError("no model is named. Give --model <a run's folder>, once for each model.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = predictions.average(*(predictions.predict(load_model(one).to(device), data) for one in model))
+    for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
+        print(f"not readable: {row.path} ({row.problem})")
+    return table
 
 
 def compare(out: Path = Path("runs")) -> str:
@@ -157,7 +188,7 @@ def _remarks_to_stderr(command: Callable[..., str]) -> Callable[..., str]:
     return quiet
 
 
-COMMANDS = {f.__name__: _remarks_to_stderr(f) for f in (sample, fetch, scan, train, evaluate, predict, compare)}
+COMMANDS = {f.__name__: _remarks_to_stderr(f) for f in (sample, fetch, scan, train, evaluate, predict, submit, compare)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from cropkit.data.corrections import correct, read_corrections
 from cropkit.data.datasets import CropDataset, make_loaders, preprocessing_of
 from cropkit.data.files import file_hash, replace_text
 from cropkit.data.splitting import check_split, drop_leaks
-from cropkit.evaluation.metrics import bootstrap_interval
+from cropkit.evaluation.metrics import bootstrap_interval, lowest_f1, weighted_precision
 from cropkit.evaluation.predictions import predict
 from cropkit.models.surgery import create_model, freeze_backbone, get_classifier
 from cropkit.training.checkpoints import METRICS, STOPPED, Checkpoint, load_model, write_lines
@@ -344,8 +344,8 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     Returns:
         One row a run, named as its folder: ``method`` and the other fields of `Config` in which the runs differ,
-        ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`), ``seconds``.
-        An unfinished run has NaN.
+        ``val_accuracy``, ``test_accuracy``, ``low`` and ``high`` (the test's 95 % `bootstrap_interval`),
+        ``weighted_precision`` and ``lowest_f1`` of the test, ``seconds``. An unfinished run has NaN.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -355,7 +355,7 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
         >>> config = Config("mobilenet_v3_small", None, "feature_extraction")
         >>> runs = run_grid(config, catalog, "runs", seed=range(3))
         >>> list(compare_runs("runs").columns)
-        ['method', 'seed', 'val_accuracy', 'test_accuracy', 'low', 'high', 'seconds']
+        ['method', 'seed', 'val_accuracy', 'test_accuracy', 'low', 'high', 'weighted_precision', 'lowest_f1', 'seconds']
     """
     rows: list[dict[str, Any]] = []
     runs: list[tuple[Run, Any]] = [(run, _read_record(run.folder)) for run in read_runs(out)]
@@ -376,6 +376,8 @@ def compare_runs(out: str | os.PathLike[str]) -> pd.DataFrame:
                 **scores,
                 "low": low,
                 "high": high,
+                "weighted_precision": weighted_precision(test) if len(test) else math.nan,
+                "lowest_f1": lowest_f1(test) if len(test) else math.nan,
                 "seconds": run.seconds,
             }
         )

@@ -26,6 +26,17 @@ def test_an_answer_is_judged_with_its_reason_and_counted_once_however_often_its_
     assert course.score() == "Predictions written down: 2. Right: 1."
 
 
+def test_a_wrong_letter_with_a_hint_is_not_told_the_answer(capsys):
+    course.answer("a", "b", "The head is old.", hints={"a": "Look at the shape."})
+    course.answer("c", "b", "The head is old.", hints={"a": "Look at the shape."})
+    course.answer("b", "b", "The head is old.", hints={"a": "Look at the shape."})
+    assert capsys.readouterr().out.splitlines() == [
+        "Not a: Look at the shape.",
+        "Not c, but b: The head is old.",
+        "Right, b: The head is old.",
+    ]
+
+
 def test_an_unanswered_question_says_nothing_and_counts_nothing(capsys):
     course.answer("?", "a", "Nobody asked.")
     assert capsys.readouterr().out == ""

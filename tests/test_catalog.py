@@ -11,7 +11,7 @@ from PIL import Image
 
 from cropkit import class_names, find_duplicates, make_loaders, scan, split
 from cropkit.data import catalog as catalog_module
-from cropkit.data import check_split, drop_leaks, good_photos, passed_over, pictures, prepare, splitting
+from cropkit.data import check_split, drop_leaks, good_photos, passed_over, pictures, prepare, relabel, splitting
 from cropkit.models.surgery import create_model
 
 
@@ -421,3 +421,18 @@ def test_split_takes_a_catalog_put_together_from_two(make_photos):
     one = scan(make_photos({"apple": 10, "pear": 10}))
     both = pd.concat([one, scan(make_photos({"plum": 10}, Path(one["root"].iloc[0] + "2")))])  # equal row numbers
     assert set(split(both)["split"]) == {"train", "val", "test"}
+
+
+def test_relabel_merges_classes_and_leaves_the_catalog_as_it_was(make_photos):
+    catalog = scan(make_photos({"apple": 2, "pear": 2, "plum": 1}))
+    merged = relabel(catalog, {"pear": "apple", "plum": "stone fruit"})
+    assert merged["label"].tolist() == ["apple"] * 4 + ["stone fruit"]
+    assert catalog["label"].tolist() == ["apple", "apple", "pear", "pear", "plum"]
+
+
+def test_relabel_refuses_a_name_that_would_rename_nothing(make_photos):
+    catalog = scan(make_photos({"apple": 1, "pear": 1}))
+    with pytest.raises(ValueError, match=r"'Pear' is no class here.*Did you mean 'pear'"):
+        relabel(catalog, {"Pear": "apple"})
+    with pytest.raises(ValueError, match=r"'mango' is no class here.*There are apple, pear"):
+        relabel(catalog, {"mango": "apple"})

@@ -385,7 +385,8 @@ def test_a_grid_stops_where_it_is_interrupted_and_goes_on(catalog, tmp_path, mon
 def test_runs_are_compared_by_val_with_what_they_differ_in(catalog, tmp_path):
     runs = run_grid(HEAD, catalog, tmp_path, learning_rate=[1e-6, 0.5], epochs=[2])
     table = compare_runs(tmp_path)
-    assert list(table) == ["method", "learning_rate", "val_accuracy", "test_accuracy", "low", "high", "seconds"]
+    scores = ["val_accuracy", "test_accuracy", "low", "high", "weighted_precision", "lowest_f1", "seconds"]
+    assert list(table) == ["method", "learning_rate", *scores]
     assert table["val_accuracy"].is_monotonic_decreasing
     for run in runs:
         row = table.loc[run.folder.name]
@@ -393,6 +394,8 @@ def test_runs_are_compared_by_val_with_what_they_differ_in(catalog, tmp_path):
         assert row["test_accuracy"] == run.metrics["test_accuracy"]
         test = run.predictions[run.predictions["split"] == "test"]
         assert (row["low"], row["high"]) == cropkit.evaluation.bootstrap_interval(test)
+        assert row["weighted_precision"] == cropkit.evaluation.weighted_precision(test)
+        assert row["lowest_f1"] == cropkit.evaluation.lowest_f1(test)
         assert row["seconds"] == run.seconds >= run.history["seconds"].sum()
     read = read_runs(tmp_path)
     assert {run.folder.name: run.config for run in read} == {run.folder.name: run.config for run in runs}

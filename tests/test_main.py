@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import precision_score
 
 from cropkit import Config, __main__, load_model, make_loaders, predict, prepare
 from cropkit.__main__ import main
-from cropkit.evaluation import average
+from cropkit.evaluation import average, weighted_precision
 
 TINY = ["--arch", "mobilenet_v3_small", "--weights", "None", "--resolution", "64", "--method", "feature_extraction"]
 
@@ -60,6 +61,8 @@ def test_evaluate_scores_the_runs_own_test_photos_and_no_others(trained, data, t
     assert set(counted["path"]) == set(known[known == "test"].index)
     assert scores["photos"] == 4 and scores["accuracy"] == told["test_accuracy"]
     assert scores["between"][0] <= scores["accuracy"] <= scores["between"][1]
+    assert set(scores["never_predicted"]) == set(counted["target"]) - set(counted["predicted"])
+    assert 0 <= scores["lowest_f1"] <= scores["weighted_precision"]
     for split, photos in (("train", 12), ("val", 4), ("all", 20)):  # asked for by name
         assert main(["evaluate", "--model", folder, "--data", str(data), "--split", split]) == 0
         assert json.loads(capsys.readouterr().out)["photos"] == photos
@@ -138,6 +141,29 @@ def test_several_models_answer_together(trained, data, tmp_path, capsys):
     rows = dict(line.split(",") for line in capsys.readouterr().out.splitlines()[1:])
     together = average(*(predict(load_model(one), data) for one in (folder, other)))
     assert rows == dict(zip(together["path"], together["predicted"], strict=True))
+
+
+def test_submit_writes_the_template_with_the_answers_of_all_models(trained, data, tmp_path, capsys):
+    folder = trained[0]
+    assert main(["train", "--data", str(data), "--out", str(tmp_path), *TINY, "--mirror"]) == 0
+    other = json.loads(capsys.readouterr().out)["run"]
+    together = average(*(predict(load_model(one), data) for one in (folder, other))).set_index("path")["predicted"]
+    template, out = tmp_path / "template.csv", tmp_path / "submission.csv"
+    template.write_text("\n".join(["filename,label", *(f"{path}," for path in reversed(together.index))]))
+    models = ["--model", folder, "--model", other]
+    command = ["submit", *models, "--data", str(data), "--template", str(template), "--out", str(out)]
+    assert main(command) == 0
+    written = pd.read_csv(out)
+    assert written["filename"].tolist() == list(reversed(together.index))
+    assert written["label"].tolist() == together[written["filename"]].tolist()
+    truth = written["filename"].str.split("/").str[0]
+    score = precision_score(truth, written["label"], average="weighted", zero_division=0)
+    run = together.reset_index().assign(target=lambda table: table["path"].str.split("/").str[0], p_apple=0, p_pear=0)
+    assert weighted_precision(run) == pytest.approx(score)
+    template.write_text("filename,label\napple/nowhere.jpg,\n")
+    assert main(command) == 1
+    assert "'apple/nowhere.jpg' is none of the" in capsys.readouterr().err
+    assert pd.read_csv(out).equals(written)
 
 
 def test_predict_says_what_the_loaders_say(trained, data, capsys):

@@ -11,8 +11,10 @@ from cropkit.evaluation.metrics import (
     classification_report,
     confusion_matrix,
     expected_calibration_error,
+    lowest_f1,
     mcnemar,
     most_confused,
+    never_predicted,
     reliability,
     similarity_order,
     slices,
@@ -203,3 +205,16 @@ def test_slices_leave_out_what_is_not_known_and_refuse_other_photos():
     assert np.isnan(everything["elsewhere"]) and everything["p_value"] == 1
     with pytest.raises(ValueError, match="2 photos, but 1 rows of attributes"):
         slices(answers, pd.DataFrame({"town": ["Xinshe"]}))
+
+
+def test_a_class_that_is_never_predicted_is_named_and_one_without_photos_is_not():
+    predictions = table(list("aabbcc"), list("aaabca"))
+    assert never_predicted(predictions) == []
+    assert never_predicted(predictions.assign(predicted="a")) == ["b", "c"]
+    assert never_predicted(predictions.query("target != 'b'").assign(predicted="a")) == ["c"]
+
+
+def test_the_lowest_f1_is_of_a_class_with_photos():
+    predictions = table(list("aabbcc"), list("aabbca"))
+    assert lowest_f1(predictions) == pytest.approx(2 / 3)
+    assert lowest_f1(predictions.query("target != 'c'")) == 1

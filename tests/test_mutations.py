@@ -248,6 +248,20 @@ intact, datasets.CropDataset.__init__ = datasets.CropDataset.__init__, own_list
 """,
     ),
     Mutation(
+        "01_meet_the_crops",
+        "every copy is called exact",
+        error="other files than those of equal bytes are called exact",
+        startup="""
+intact = everywhere(splitting.find_duplicates, lambda found: intact(found).assign(exact=True))
+""",
+    ),
+    Mutation(
+        "01_meet_the_crops",
+        "twins in val count as taught",
+        error="photos of another split than train were counted as taught",
+        replace=('twins.loc[thrown == "train", "sha256"]', 'twins.loc[thrown != "test", "sha256"]'),
+    ),
+    Mutation(
         "02_from_a_photo_to_a_loss",
         "the pixels are not scaled to 0..1",
         error="the tensor is not 3 x 8 x 8 in 0..1",
@@ -303,6 +317,12 @@ intact, datasets.CropDataset.__init__ = datasets.CropDataset.__init__, own_list
         "val is train again",
         error="photos of another split",
         replace=('rows = catalog[catalog["split"] == split]', 'rows = catalog[catalog["split"] == "train"]'),
+    ),
+    Mutation(
+        "02_from_a_photo_to_a_loss",
+        "the pixels are dealt out to the channels as they come",
+        error="the tensor has a pixel in another place than the photo",
+        replace=("pixels.permute(2, 0, 1)", "pixels.reshape(3, SIDE, SIDE)"),
     ),
     Mutation(
         "03_the_1000_class_head",
@@ -377,6 +397,12 @@ def first(model):
     return next((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
 everywhere(surgery.get_classifier, first)
 """,
+    ),
+    Mutation(
+        "03_the_1000_class_head",
+        "the given head learns, not a copy of it",
+        error="the given head has learned, not its copy",
+        replace=("head = copy.deepcopy(head)", "head = head.train()"),
     ),
     Mutation(
         "04_replace_the_head",
@@ -610,6 +636,24 @@ intact = everywhere(predictions._log_probabilities, lambda *args: intact(*args).
 """,
     ),
     Mutation(
+        "05_feature_extraction",
+        "evaluate takes the mean of the batches' means",
+        error="the loss is not the mean over the photos",
+        startup="""
+def of_batches(model, loader, criterion=None):
+    found = inference.answers(model, loader, "float32", "evaluate")
+    losses = [nn.functional.cross_entropy(logits, targets).item() for logits, targets in found]
+    return sum(losses) / len(losses), intact(model, loader)[1]
+intact = everywhere(loop.evaluate, of_batches)
+""",
+    ),
+    Mutation(
+        "05_feature_extraction",
+        "fit_head takes the worst C on val",
+        error="not the best C on val was chosen",
+        startup="features.max = min",
+    ),
+    Mutation(
         "06_fine_tuning",
         "fit_head leaves the head as it is",
         error="epoch 0 is not the head that training began with",
@@ -811,6 +855,53 @@ intact = everywhere(experiments._create, at_random)
         "a run of another config is taken",
         error="a copied run was taken for another one",
         startup="experiments._refuse_others = lambda folder, begun, record: None",
+    ),
+    Mutation(
+        "10_debugging_clinic",
+        "a patient is healthy",
+        error="the check does not notice the bug",
+        startup="""
+from cropkit.course import clinic
+clinic.PATIENTS[6] = dataclasses.replace(clinic.PATIENTS[6], healthy=lambda case, data: True)
+""",
+    ),
+    Mutation(
+        "10_debugging_clinic",
+        "a cure is none",
+        error="the cure does not cure",
+        startup="""
+from cropkit.course import clinic
+clinic.PATIENTS[5] = dataclasses.replace(clinic.PATIENTS[5], cure=[(".float()", ".float() * 1")])
+""",
+    ),
+    Mutation(
+        "10_debugging_clinic",
+        "a patient is missing from the table",
+        error="a patient is missing",
+        startup="""
+from cropkit.course import clinic
+everywhere(clinic.closing_table, lambda: pd.DataFrame({"patient": range(1, 16)}))
+""",
+    ),
+    Mutation(
+        "10_debugging_clinic",
+        "photos are prepared at random outside of training",
+        error="the same photo is not prepared the same way twice",
+        startup="""
+def at_random(model, **kwargs):
+    made = intact(model, **kwargs)
+    return lambda photo: made(photo) + torch.rand(1)
+intact = everywhere(datasets.transforms_for, at_random)
+""",
+    ),
+    Mutation(
+        "10_debugging_clinic",
+        "a head that is frozen",
+        error="element 0 of tensors does not require grad",
+        startup="""
+from cropkit.course import clinic
+clinic.Data.new_head = lambda self: nn.Linear(self.vectors["train"].shape[1], 8).requires_grad_(False)
+""",
     ),
     Mutation(
         "12_beyond_one_machine",

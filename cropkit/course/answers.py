@@ -1,16 +1,19 @@
 """What a learner predicts before a result is shown: checked when the cell runs, and counted."""
 
+from collections.abc import Mapping
+
 LETTERS = ("a", "b", "c", "d", "e")
 _was_right: dict[str, bool] = {}  # by the reason that the question gives: a cell that runs twice counts once
 
 
-def answer(prediction: str, right: str, why: str) -> None:
+def answer(prediction: str, right: str, why: str, *, hints: Mapping[str, str] | None = None) -> None:
     """Say whether a prediction is right, and why. A prediction that is still ``"?"`` gets no remark.
 
     Args:
         prediction: the learner's letter, or ``"?"``.
         right: the letter that holds; computed from the cell's results where these can differ.
         why: one sentence; another one for each question of a notebook.
+        hints: by wrong letters, what is said instead of the right one, so that one can think again.
 
     Raises:
         ValueError: if `right` is no letter: the notebook is wrong, not the learner.
@@ -31,7 +34,10 @@ def answer(prediction: str, right: str, why: str) -> None:
         )
         return
     _was_right[why] = said == right
-    print(f"{f'Right, {right}' if said == right else f'Not {said}, but {right}'}: {why}")
+    if said != right and said in (hints or {}):
+        print(f"Not {said}: {(hints or {})[said]}")
+    else:
+        print(f"{f'Right, {right}' if said == right else f'Not {said}, but {right}'}: {why}")
 
 
 def score() -> str:

@@ -1,6 +1,6 @@
 """What is on the disk? Photos, the catalog of them, its division, and batches of tensors."""
 
-from cropkit.data.catalog import class_names, good_photos, passed_over, scan
+from cropkit.data.catalog import class_names, good_photos, passed_over, relabel, scan
 from cropkit.data.copies import cache_size, clear_cache
 from cropkit.data.corrections import add_correction, correct, read_corrections
 from cropkit.data.datasets import CropDataset, make_loaders, transforms_for

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
@@ -318,6 +319,35 @@ def class_names(catalog: pd.DataFrame) -> list[str]:
             f"({', '.join(names) or 'none'}), but a classifier tells at least two apart. Give each its own folder."
         )
     return names
+
+
+def relabel(catalog: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """A catalog whose classes have other names; two classes that get one name are merged.
+
+    Args:
+        catalog: from `scan`.
+        names: the new name by the old one; classes that it does not mention keep theirs.
+
+    Returns:
+        A copy with other labels.
+
+    Raises:
+        ValueError: if an old name is no class of the catalog, so that a typing error does not go unnoticed.
+
+    Example:
+        >>> relabel(catalog, {"pear": "apple"})["label"].unique().tolist()
+        ['apple']
+        >>> relabel(catalog, {"peer": "apple"})
+        Traceback (most recent call last):
+        ValueError: 'peer' is no class here, so it would rename nothing. Did you mean 'pear'?
+    """
+    known = sorted(set(catalog["label"]))
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            advice = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
+            raise ValueError(f"{name!r} is no class here, so it would rename nothing. {advice}")
+    return catalog.assign(label=catalog["label"].replace(dict(names)))
 
 
 def folder_of(catalog: pd.DataFrame) -> str:

@@ -8,8 +8,10 @@ from cropkit.evaluation.metrics import (
     classification_report,
     confusion_matrix,
     expected_calibration_error,
+    lowest_f1,
     mcnemar,
     most_confused,
+    never_predicted,
     reliability,
     slices,
     top_losses,
@@ -18,3 +20,4 @@ from cropkit.evaluation.metrics import (
 from cropkit.evaluation.predictions import average, predict
 from cropkit.evaluation.review import review
 from cropkit.evaluation.saliency import grad_cam
+from cropkit.evaluation.submission import write_submission

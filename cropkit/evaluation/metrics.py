@@ -254,6 +254,41 @@ def weighted_precision(predictions: pd.DataFrame, *, gate: float = 0.0) -> float
     return float((counted * report["support"]).sum() / max(len(predictions), 1))
 
 
+def never_predicted(predictions: pd.DataFrame) -> list[str]:
+    """The classes that have photos, but that no photo was named as: their precision is not known, and counts as 0.
+
+    Args:
+        predictions: from `predict`.
+
+    Returns:
+        Names, in the model's order.
+
+    Example:
+        >>> never_predicted(pd.DataFrame({"target": list("aab"), "predicted": list("aaa"), "p_a": 0.5, "p_b": 0.5}))
+        ['b']
+    """
+    there, named = set(predictions["target"]), set(predictions["predicted"])
+    return [name for name in classes_of(predictions) if name in there and name not in named]
+
+
+def lowest_f1(predictions: pd.DataFrame) -> float:
+    """The F1 of the class that has the lowest, of those with photos. The competition's award asked for 0.7 and more.
+
+    Args:
+        predictions: from `predict`.
+
+    Returns:
+        0..1; NaN if there is no photo.
+
+    Example:
+        >>> predictions = pd.DataFrame({"target": list("aabb"), "predicted": list("abbb"), "p_a": 0.5, "p_b": 0.5})
+        >>> round(lowest_f1(predictions), 3)
+        0.667
+    """
+    report = classification_report(predictions)
+    return float(report.loc[report["support"] > 0, "f1"].min())
+
+
 def reliability(predictions: pd.DataFrame, *, bins: int = 10) -> pd.DataFrame:
     """Is a model correct in 80 % of the photos where its confidence is 80 %?
 
