@@ -5,6 +5,7 @@ once the cure has changed a line or two. `tests/test_clinic.py` tries both, for 
 """
 
 import argparse
+import difflib
 import inspect
 import random
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from cropkit.course.settings import DATA, FAST, FAST_PHOTOS, data_folder
 from cropkit.data.catalog import relabel
 from cropkit.data.datasets import CropDataset, preprocessing_of
 from cropkit.models.surgery import check_head
-from cropkit.training.guards import check_optimizer, check_preprocessing
+from cropkit.training.guards import check_optimizer
 
 CROPS = ("bambooshoots", "custardapple", "grape", "greenhouse", "lettuce", "mango", "passionfruit", "tea")
 PHOTOS = {"train": 16, "val": 8, "test": 8}  # of each crop
@@ -153,7 +154,7 @@ def patient_3(data: Data) -> dict[str, Any]:
     optimizer = optim.SGD(head.parameters(), lr=0.1)
     losses = []
     for epoch in range(12):
-        if epoch == 4:  # the laptop was closed here; go on from the saved weights
+        if epoch == 4:  # go on from the weights that were saved
             saved = head.state_dict()
             head = data.new_head()
             head.load_state_dict(saved)
@@ -270,7 +271,9 @@ def patient_11(data: Data) -> dict[str, Any]:
 def patient_12(data: Data) -> dict[str, Any]:
     torch.manual_seed(0)
     turn = v2.RandomRotation(90)
-    squares = [v2.functional.center_crop(photo, [400, 400]) for photo in data.photos("train")[:8]]
+    squares = [
+        v2.functional.center_crop(v2.functional.resize(photo, 256), [224]) for photo in data.photos("train")[::16]
+    ]
     return {"pictures": [turn(square) for square in squares], "before": squares, "turn": turn}
 
 
@@ -284,8 +287,8 @@ def patient_13(data: Data) -> dict[str, Any]:
     sure = head(vectors).softmax(dim=1).max(dim=1).values
     return {
         "losses": losses,
-        "share of the photo that is the larger crop": soft.max(dim=1).values.mean().item(),
-        "probability that the model gives to it": sure.mean().item(),
+        "share of the larger piece": soft.max(dim=1).values.mean().item(),
+        "probability of its class": sure.mean().item(),
         "targets": targets,
     }
 
@@ -391,14 +394,9 @@ def _pixels(picture: Image.Image) -> Tensor:
     return v2.functional.pil_to_tensor(picture).flatten(1).sort(dim=1).values
 
 
-def _other_backbone(data: Data) -> None:
-    other = cropkit.create_model("mobilenet_v3_small", num_classes=len(data.names), weights=None)
-    check_preprocessing(data.model, cropkit.make_loaders(data.tables["train"], other)["train"])
-
-
 STILL = {
     "a": "the learning rate is far too small",
-    "b": "the loss does not depend on the layer that should learn",
+    "b": "the new layer is in the model, but the forward pass does not use it",
     "c": "the optimiser holds the weights of an earlier model",
     "d": "the photos were normalised wrongly",
 }
@@ -418,7 +416,7 @@ ZERO = {
     "a": "the photos of test are prepared differently from those of val",
     "b": "numbers become names by another list than in training",
     "c": "the rows of the file stand in another order than the answers",
-    "d": "the classes of test are not those of train",
+    "d": "the photos of test are of other crops",
 }
 STILL_HINTS = {
     "a": "A larger rate: the loss stays the same to the last digit. So it is not the size of the step.",
@@ -442,7 +440,7 @@ ZERO_HINTS = {
     "a": "The features of val and test come from one function. Follow one answer from its number to its row.",
     "b": "The name in the row is the one that this number had in training. But of which file is the row?",
     "c": "The files stand in the order in which they were read. Follow one answer from its number to its name.",
-    "d": "Both have the same eight classes.",
+    "d": "They are of the same eight crops.",
 }
 
 
@@ -480,7 +478,7 @@ PATIENTS = {
         causes=STILL,
         right="b",
         hints=_without(STILL_HINTS, "b"),
-        examination="the shape of the output",
+        examination="the gradient of the new layer; the shape of the output",
         cure=[("model.classifier", "model.fc")],
         healthy=lambda case, data: case["model"](case["photos"]).shape[1] == len(data.names) and _held(case),
         guard="fit, evaluate and predict compare the outputs with the classes.",
@@ -523,8 +521,7 @@ PATIENTS = {
         examination="smallest and largest value of the photos that go in",
         cure=[(".float()", ".float() / 255")],
         healthy=lambda case, data: case["photos"].abs().max() < 10,
-        guard="fit refuses photos that were prepared for another model.",
-        refusal=_other_backbone,
+        guard="transforms_for(model) scales and normalises a photo as the weights expect it.",
     ),
     6: Patient(
         group="preprocessing",
@@ -582,15 +579,15 @@ PATIENTS = {
         symptom="everything was to learn, and next to nothing does",
         causes={
             "a": "a model without pretrained weights is frozen from the start",
-            "b": 'the text "False" became True',
+            "b": "freeze_backbone ignores its option",
             "c": "count_parameters counts the head only",
-            "d": "freeze_backbone ignores its option",
+            "d": 'the text "False" became True',
         },
-        right="b",
+        right="d",
         hints={
             "a": "count_parameters(create_model(..., weights=None), trainable_only=True): all of them learn.",
+            "b": "It has no option: whoever calls it freezes. So it was called.",
             "c": "Without freeze_backbone it counts all of them.",
-            "d": "It has no option: whoever calls it freezes. So it was called.",
         },
         examination="print the options",
         cure=[("type=bool", "action=argparse.BooleanOptionalAction"),
@@ -604,14 +601,14 @@ PATIENTS = {
         code=patient_11,
         symptom="two classes were merged, and there are as many as before",
         causes={
-            "a": "replace changes nothing unless told inplace=True",
-            "b": "a name in the table is spelled differently from the label",
+            "a": "a name in the table is spelled differently from the label",
+            "b": "replace changes nothing unless told inplace=True",
             "c": "the labels are numbers, not names",
             "d": "the labels were read from the disk again afterwards",
         },
-        right="b",
+        right="a",
         hints={
-            "a": "replace returns a new column, and it was given the name `labels` again.",
+            "b": "replace returns a new column, and it was given the name `labels` again.",
             "c": "`labels.iloc[0]` is a name.",
             "d": "The count is taken from the same column, one line later.",
         },
@@ -627,14 +624,14 @@ PATIENTS = {
         symptom="quarter turns were wanted; the photos lie askew, with black corners",
         causes={
             "a": "the photos were saved with black corners",
-            "b": "90 is not the angle, but the largest angle",
-            "c": "the camera's EXIF turn was added to it",
+            "b": "the camera's EXIF turn was added to it",
+            "c": "90 is not the angle, but the largest angle",
             "d": "a corner was cut off before the turn",
         },
-        right="b",
+        right="c",
         hints={
             "a": "The photos before the turn have none.",
-            "c": "The photos were upright before the turn, and EXIF knows only quarter turns.",
+            "b": "The photos were upright before the turn, and EXIF knows only quarter turns.",
             "d": "The photos before the turn are whole squares.",
         },
         examination="print the transform",
@@ -651,14 +648,14 @@ PATIENTS = {
         code=patient_13,
         symptom="sure of one crop where the photo holds two",
         causes={
-            "a": "the pieces that CutMix pastes are too small",
-            "b": "of two labels with their shares only one label is left",
+            "a": "of two labels with their shares only one label is left",
+            "b": "the pieces that CutMix pastes are too small",
             "c": "the learning rate is too high",
             "d": "the mixed photos were not normalised",
         },
-        right="b",
+        right="a",
         hints={
-            "a": "The larger crop has the share that is printed, so there is a piece of the other in each photo.",
+            "b": "The larger piece has the share that is printed. So each photo has a piece of another one.",
             "c": "The loss falls smoothly to zero. That is the point: it should not be able to.",
             "d": "They were mixed after the normalisation, so they have the same range as before.",
         },
@@ -673,15 +670,15 @@ PATIENTS = {
         symptom="the script's accuracy is lower than the count by hand",
         causes={
             "a": "dropout is on",
-            "b": "the last batch has fewer photos than the others",
+            "b": "some labels are wrong",
             "c": "argmax looks along the wrong dimension",
-            "d": "some labels are wrong",
+            "d": "the last batch has fewer photos than the others",
         },
-        right="b",
+        right="d",
         hints={
             "a": "The head is one linear layer. There is no dropout in it.",
+            "b": "The count by hand uses the same labels.",
             "c": "The count by hand uses the same argmax, and is right.",
-            "d": "The count by hand uses the same labels.",
         },
         examination="the number of photos in each batch",
         cure=[("right / (batches * 32)", "right / len(targets)")],
@@ -694,14 +691,14 @@ PATIENTS = {
         symptom="answering with mirror images changes nothing at all",
         causes={
             "a": "the backbone gives a photo and its mirror image the same answer",
-            "b": "the same image is answered twice",
-            "c": "the mean of two answers is close to each of them",
+            "b": "the mean of two answers is close to each of them",
+            "c": "the same image is answered twice",
             "d": "the model is in train mode",
         },
-        right="b",
+        right="c",
         hints={
             "a": "model(photos.flip(dims=[3])) is not model(photos): try it.",
-            "c": "Close, but not equal to the last digit. Here they are equal.",
+            "b": "Close, but not equal to the last digit. Here they are equal.",
             "d": "`model.training` is False. In train mode answers would change, not stay.",
         },
         examination="give it the mirrored photo: the answer must be the same",
@@ -716,14 +713,14 @@ PATIENTS = {
         code=patient_16,
         symptom="the own score is higher than the competition's",
         causes={
-            "a": "the mean over the classes is not weighted",
-            "b": "a class that is never predicted counts as perfect",
+            "a": "a class that is never predicted counts as perfect",
+            "b": "the mean over the classes is not weighted",
             "c": "recall was taken for precision",
             "d": "the competition has other photos",
         },
-        right="b",
+        right="a",
         hints={
-            "a": "The last line of the loop weighs each class by its photos.",
+            "b": "The last line of the loop weighs each class by its photos.",
             "c": "`true[named]`: of the photos named so, the share that is. That is precision.",
             "d": "scikit-learn, on these same photos, gives the lower score too.",
         },
@@ -738,18 +735,25 @@ PATIENTS = {
 }  # fmt: skip
 
 
+def _numbers(case: dict[str, Any], data: Data) -> dict[str, str]:
+    """What of a symptom is a number, by name."""
+    said = {name: value for name, value in case.items() if isinstance(value, int | float | str)}
+    if "losses" in case:
+        said["train loss at the end"] = case["losses"][-1]
+    if "submission" in case:
+        truth = data.tables["test"].set_index("path")["label"]
+        right = case["submission"]["label"] == truth.loc[case["submission"]["filename"]].to_numpy()
+        said |= {"the submission's accuracy": float(right.mean()), "accuracy of guessing": 1 / len(data.names)}
+    return {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in said.items()}
+
+
 def admit(number: int, data: Data) -> dict[str, Any]:
     """Show a patient's code, run it, show the symptom, and return what the code returns."""
     patient = PATIENTS[number]
     display(Markdown(f"```python\n{inspect.getsource(patient.code)}```"))
     case = patient.code(data)
-    for name, value in case.items():
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            print(f"{name}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}")
-    if "submission" in case:
-        truth = data.tables["test"].set_index("path")["label"]
-        score = (case["submission"]["label"] == truth.loc[case["submission"]["filename"]].to_numpy()).mean()
-        print(f"the submission: {score:.3g} right; guessing would be {1 / len(data.names):.3g}")
+    for name, value in _numbers(case, data).items():
+        print(f"{name}: {value}")
     if "losses" in case:
         _, ax = plt.subplots(figsize=(4.5, 2.2), layout="constrained")
         ax.plot(case["losses"])
@@ -772,16 +776,18 @@ def diagnose(number: int, letter: str) -> None:
 
 
 def treat(number: int, data: Data) -> None:
-    """Show the cure, and that the check fails before it and passes after it; then what cropkit does about the bug.
+    """Show the cure, what it changes, and that the check fails before and passes after; then what cropkit does.
 
     Raises:
         AssertionError: if the code is not sick, or not cured.
     """
     patient = PATIENTS[number]
-    for wrong, good in patient.cure:
-        print("\n".join(f"- {line}" for line in wrong.splitlines()))
-        print("\n".join(f"+ {line.strip()}" for line in good.splitlines()))
-    before, after = (patient.healthy(run(data), data) for run in (patient.code, patient.run_cured))
+    sick, cured = patient.code(data), patient.run_cured(data)
+    lines = difflib.ndiff(inspect.getsource(patient.code).splitlines(), patient.cured().splitlines())
+    print("\n".join(line for line in lines if line[0] in "+-"))
+    for name, value in _numbers(sick, data).items():
+        print(f"{name}: {value} -> {_numbers(cured, data)[name]}")
+    before, after = patient.healthy(sick, data), patient.healthy(cured, data)
     print(f"the check: {'passes' if before else 'fails'} before, {'passes' if after else 'fails'} after")
     assert not before, "the check does not notice the bug"
     assert after, "the cure does not cure"
