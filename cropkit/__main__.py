@@ -66,7 +66,9 @@ def scan(data: Path, metadata: Path | None = None, corrections: Path | None = No
     return found.drop(columns="root").to_csv(index=False)
 
 
-def train(data: Path, config: Config, out: Path = Path("runs"), num_workers: int = 0) -> str:
+def train(
+    data: Path, config: Config, out: Path = Path("runs"), num_workers: int = 0, metadata: Path | None = None
+) -> str:
     """Train what the options say, or go on where it was cut off; prints the run's folder and scores as JSON.
 
     Args:
@@ -74,8 +76,9 @@ def train(data: Path, config: Config, out: Path = Path("runs"), num_workers: int
         config: what changes the result.
         out: folder for runs.
         num_workers: processes that read photos; any number gives the same result.
+        metadata: a table of more facts about the photos, such as tag_locCoor.csv.
     """
-    photos, left_out = from_first(lambda: splitting.prepare(data))
+    photos, left_out = from_first(lambda: splitting.prepare(data, metadata=metadata))
     for row in left_out.itertuples() if rank() == 0 else ():
         print(f"left out: {row.path} ({row.reason})")
     run = experiments.run_experiment(config, photos, out, num_workers=num_workers)
@@ -86,7 +89,11 @@ def train(data: Path, config: Config, out: Path = Path("runs"), num_workers: int
 
 
 def evaluate(
-    model: Path, data: Path, split: Literal["test", "val", "train", "all"] = "test", out: Path | None = None
+    model: Path,
+    data: Path,
+    split: Literal["test", "val", "train", "all"] = "test",
+    out: Path | None = None,
+    metadata: Path | None = None,
 ) -> str:
     """Score a trained model on labelled photos that it has not learned from; prints JSON.
 
@@ -98,8 +105,9 @@ def evaluate(
         data: folder of photos.
         split: which photos count; "all" counts every photo, whatever the model has seen.
         out: file for the predictions, as CSV.
+        metadata: a table of more facts about the photos, such as tag_locCoor.csv.
     """
-    table = experiments.predict_unseen(model, data, split)
+    table = experiments.predict_unseen(model, data, split, metadata=metadata)
     if out is not None and rank() == 0:
         replace_text(out, table.drop(columns="root").to_csv(index=False))
     low, high = metrics.bootstrap_interval(table[["target", "predicted"]])
@@ -116,7 +124,12 @@ def evaluate(
     return json.dumps(scores, indent=1)
 
 
-def predict(model: tyro.conf.UseAppendAction[tuple[Path, ...]], data: Path, out: Path | None = None) -> str:
+def predict(
+    model: tyro.conf.UseAppendAction[tuple[Path, ...]],
+    data: Path,
+    out: Path | None = None,
+    metadata: Path | None = None,
+) -> str:
     """Name every photo of a folder, labelled or not, however nested; prints CSV: filename,label.
 
     Files that cannot be read have a row without a label, and are named on stderr.
@@ -125,8 +138,9 @@ def predict(model: tyro.conf.UseAppendAction[tuple[Path, ...]], data: Path, out:
         model: a run's folder, or its best.safetensors; given several times, the models answer together.
         data: folder of photos.
         out: file for the CSV, instead of printing it.
+        metadata: a table of more facts about the photos, such as tag_locCoor.csv.
     """
-    table = _answers(model, data)
+    table = _answers(model, data, metadata)
     answer = table.rename(columns={"path": "filename", "predicted": "label"})[["filename", "label"]].to_csv(index=False)
     if out is None:
         return answer
@@ -140,6 +154,7 @@ def submit(
     data: Path,
     template: Path,
     out: Path = Path("submission.csv"),
+    metadata: Path | None = None,
 ) -> str:
     """Answer a competition: the rows of its template with the predicted classes; prints the file's name.
 
@@ -150,19 +165,21 @@ def submit(
         data: folder of the test photos, nested as they may be.
         template: the competition's sample submission, a CSV table of filename and label.
         out: the file to write.
+        metadata: a table of more facts about the photos, such as tag_locCoor.csv.
     """
-    table = _answers(model, data)
+    table = _answers(model, data, metadata)
     if rank() == 0:
         submission.write_submission(table, template, out)
     return str(out)
 
 
-def _answers(model: Sequence[Path], data: Path) -> pd.DataFrame:
+def _answers(model: Sequence[Path], data: Path, metadata: Path | None) -> pd.DataFrame:
     """What one model, or several together, say about the photos of a folder."""
     if not model:
         raise ValueError("no model is named. Give --model <a run's folder>, once for each model.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = predictions.average(*(predictions.predict(load_model(one).to(device), data) for one in model))
+    tables = [predictions.predict(load_model(one).to(device), data, metadata=metadata) for one in model]
+    table = predictions.average(*tables)
     for row in table[table["problem"] != ""].itertuples() if rank() == 0 else ():
         print(f"not readable: {row.path} ({row.problem})")
     return table

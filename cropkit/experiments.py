@@ -65,6 +65,10 @@ class Config:
         resolution: pixels of the square that the network sees; None is the weights' own. "auto" is that too, but for
             the recipe "logistic", where it is 8/7 of it if the network takes such pictures.
         mirror: answer by photo and mirror image together, and fit a head to the features of both.
+        cut: look at a square of each photo only, its side as a share of the photo's short side, 0.1 to 1 (the whole
+            photo); the network's own resize follows.
+        around: where the square lies: at the "centre", or round the "crosshair", which the catalog must then have from
+            its metadata (see `prepare`); at the centre where none is recorded.
         precision: "float32" or "bfloat16"; "auto" decides by the processor, see `resolve_precision`.
         batch_size: photos a batch.
         augment: vary the training photos at random; features are always those of the photos as they are.
@@ -89,6 +93,8 @@ class Config:
     learning_rate: float | None = None
     resolution: int | Literal["auto"] | None = "auto"
     mirror: bool = False
+    cut: float = 1.0
+    around: Literal["centre", "crosshair"] = "centre"
     precision: Precision = "auto"
     batch_size: int = 32
     augment: bool = True
@@ -120,6 +126,15 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be a whole number.") from error
             if not least <= getattr(self, name) < 2**63:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}, and below 2**63.")
+        if not isinstance(self.cut, int | float) or not 0.1 <= self.cut <= 1:
+            raise ValueError(f"cut is {self.cut}, but must be from 0.1 to 1, a share of the photo's short side.")
+        object.__setattr__(self, "cut", float(self.cut))
+        if self.around not in ("centre", "crosshair"):
+            raise ValueError(f"around is {self.around!r}, but must be 'centre' or 'crosshair'.")
+        if self.cut == 1 and self.around == "crosshair":
+            raise ValueError(
+                "a cut of 1 takes the whole photo, wherever its crosshair is. Give a smaller cut, such as 0.7."
+            )
         if self.learning_rate is not None:
             object.__setattr__(self, "learning_rate", float(self.learning_rate))
             if not 0 < self.learning_rate < math.inf:
@@ -400,6 +415,13 @@ def _run(config: Config, catalog: pd.DataFrame, folder: Path, num_workers: int) 
         corrected[tested] = catalog[tested]
         catalog = good_photos(corrected)
         check_split(catalog)
+    if config.around == "crosshair":
+        if missing := [column for column in ("target_x", "target_y") if column not in catalog]:
+            raise ValueError(
+                f"the catalog has no column {' and no '.join(missing)}, so nobody knows where the crosshairs are. Give "
+                "their table: prepare(root, metadata=...)."
+            )
+        record["crosshairs"] = _digest_of(catalog[["path", "target_x", "target_y"]])
     if config.weights not in (None, "imagenet"):
         record["weights_file"] = file_hash(str(config.weights))
     begun = from_first(lambda: _read_record(folder))
@@ -503,7 +525,10 @@ def _create(config: Config, num_classes: int) -> nn.Module:
 
     def create(resolution: int | None) -> nn.Module:
         torch.manual_seed(config.seed)
-        return create_model(config.arch, num_classes=num_classes, weights=config.weights, resolution=resolution)
+        model = create_model(config.arch, num_classes=num_classes, weights=config.weights, resolution=resolution)
+        if config.cut < 1:
+            model.__dict__["preprocessing"] = preprocessing_of(model) | {"cut": config.cut, "around": config.around}
+        return model
 
     if config.resolution != "auto":
         return create(config.resolution)
@@ -569,15 +594,17 @@ def _metrics(predictions: pd.DataFrame) -> dict[str, float]:
 def _describe(catalog: pd.DataFrame) -> dict[str, Any]:
     """The photos of a catalog in a few lines: how many, and a hash of which."""
     photos = catalog.sort_values("path")
-    rows = photos[["path", "label", "split", "sha256"]].to_csv(index=False)
     counts = {str(part): int(count) for part, count in photos["split"].value_counts().sort_index().items()}
-    return {"photos": counts, "sha256": hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()}
+    return {"photos": counts, "sha256": _digest_of(photos[["path", "label", "split", "sha256"]])}
 
 
 def _content_of(corrections: str) -> str:
     """What a file of corrections says, in a few letters: who decided when does not matter."""
-    said = read_corrections(corrections).drop(columns="when").sort_values("path").to_csv(index=False)
-    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _digest_of(read_corrections(corrections).drop(columns="when").sort_values("path"))[:16]
+
+
+def _digest_of(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _digest(model: nn.Module) -> str:
@@ -675,7 +702,13 @@ def _stopping_on_sigterm(checkpoint: Checkpoint) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], split: str = "test") -> pd.DataFrame:
+def predict_unseen(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    metadata: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
     """What a run's model says about the labelled photos of a folder that it has not learned from.
 
     Where the folder holds photos of the run, those that the run put into `split` count. Where it holds none of them,
@@ -686,6 +719,7 @@ def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], 
         model: the run's folder, or a model file that lies in it.
         data: the folder, as `scan` understands it.
         split: ``"test"``, ``"val"`` or ``"train"``; ``"all"`` takes every photo, whatever the model has seen.
+        metadata: a table of more facts about the photos, see `scan`; a model that looks round the crosshair needs it.
 
     Returns:
         As from `predict`.
@@ -702,7 +736,7 @@ def predict_unseen(model: str | os.PathLike[str], data: str | os.PathLike[str], 
     model = Path(model)
     folder = model if model.is_dir() else model.parent
     trained = load_model(model)
-    catalog = from_first(lambda: _photos_to_count(folder, good_photos(scan(data)), split))
+    catalog = from_first(lambda: _photos_to_count(folder, good_photos(scan(data, metadata=metadata)), split))
     if catalog.empty:
         raise ValueError(f"{data}: has no {split} photos that the model of {folder} has not seen.")
     trained = trained.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,7 +31,13 @@ CHILD = "import sys; from cropkit.panels import main; sys.exit(main(*sys.argv[1:
 WATCHING: dict[str, asyncio.Task] = {}  # by folder: what keeps the newest panel of each up to date
 EVERY = 1.0  # seconds between two looks at the folders
 WIDTH, HEIGHT = 420, 120  # pixels of the curve
-NUMBERS: dict[str, Callable[[str], Any]] = {"epochs": int, "learning_rate": float, "batch_size": int, "seed": int}
+NUMBERS: dict[str, Callable[[str], Any]] = {
+    "epochs": int,
+    "learning_rate": float,
+    "batch_size": int,
+    "seed": int,
+    "cut": float,
+}
 
 
 def start(config: Config, catalog: pd.DataFrame, out: str | os.PathLike[str]) -> Path:
@@ -184,6 +190,8 @@ def panel(catalog: pd.DataFrame, out: str | os.PathLike[str], *, base: Config | 
             return widgets.Checkbox(description=name, style=wide)
         if name == "method":
             return widgets.Dropdown(options=list(RECIPES), description=name, style=wide)
+        if name == "around":
+            return widgets.Dropdown(options=["centre", "crosshair"], description=name, style=wide)
         if name == "recipe":
             recipes = dict.fromkeys(recipe for each in RECIPES.values() for recipe in each)
             return widgets.Dropdown(options=["", *recipes], description=name, style=wide)

@@ -436,3 +436,26 @@ def test_relabel_refuses_a_name_that_would_rename_nothing(make_photos):
         relabel(catalog, {"Pear": "apple"})
     with pytest.raises(ValueError, match=r"'mango' is no class here.*There are apple, pear"):
         relabel(catalog, {"mango": "apple"})
+
+
+def in_towns(make_photos, towns=6):
+    """A catalog whose photos come from so many towns, a few of them from nowhere."""
+    catalog = scan(make_photos({"apple": 40, "pear": 40}))
+    rng = np.random.default_rng(1)
+    return catalog.assign(town=[*(f"town {n}" for n in rng.integers(0, towns, 76)), "", "", "", ""])
+
+
+def test_split_by_groups_keeps_a_town_in_one_part_and_the_shares_nearly(make_photos):
+    catalog = in_towns(make_photos, towns=12)
+    divided = split(catalog, groups="town", seed=1)
+    assert divided[divided["town"] != ""].groupby("town")["split"].nunique().max() == 1
+    counts = divided["split"].value_counts()
+    assert set(counts.index) == {"train", "val", "test"}
+    assert 40 <= counts["train"] <= 56 and counts[["val", "test"]].min() >= 9
+    pd.testing.assert_frame_equal(divided, split(catalog, groups="town", seed=1))
+    assert split(catalog, seed=1).groupby("town")["split"].nunique().max() > 1  # not without being asked
+
+
+def test_split_by_a_column_that_is_not_there_is_refused(make_photos):
+    with pytest.raises(ValueError, match=r"no column 'TOWN' to keep together"):
+        split(scan(make_photos({"apple": 3, "pear": 3})), groups="TOWN")

@@ -104,3 +104,36 @@ def test_one_call_removes_only_what_is_cropkits(large, tmp_path):
     clear_cache(cache)
     assert cache_size(cache) == 0
     assert (cache / "mine.txt").exists()
+
+
+def marked(root, at, size=(800, 600)):
+    """A black photo with a white square of 40 pixels round a pixel."""
+    photo = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    photo[at[1] - 20 : at[1] + 20, at[0] - 20 : at[0] + 20] = 255
+    Image.fromarray(photo).save(root / "marked.png")
+    return root / "marked.png"
+
+
+def test_a_cut_lies_round_its_target_and_is_as_large_as_asked_for(tmp_path):
+    path = marked(tmp_path, (600, 150))  # 200 right of the centre, 150 above it
+    seen = np.asarray(open_resized(path, 300, HOW, cut=(0.5, ("200", "150"))))
+    assert seen.shape == (300, 300, 3)
+    rows, columns = np.nonzero(seen[..., 0] > 128)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (130, 169, 130, 169)  # in the middle
+    assert not np.asarray(open_resized(path, 300, HOW, cut=(0.5, (0, 0)))).any()  # at the centre it is not seen
+    assert np.asarray(open_resized(path, 300, HOW, cut=(0.5, (900, 0)))).any() == 0  # outside: the centre
+
+
+def test_a_cut_that_would_leave_the_photo_is_moved_inwards(tmp_path):
+    path = marked(tmp_path, (780, 20))
+    seen = np.asarray(open_resized(path, 300, HOW, cut=(0.5, (380, 280))))
+    assert seen.shape == (300, 300, 3) and seen[:40, -40:].min() == 255
+
+
+def test_a_cut_of_a_large_photo_is_the_same_from_its_copy_and_another_one_has_its_own(large, tmp_path):
+    cache = tmp_path / "cache"
+    for cut in (None, (0.5, (100, 50)), (0.5, (0, 0)), (0.7, (100, 50))):
+        without = np.asarray(open_resized(large, 100, HOW, cut=cut))
+        for _ in range(2):
+            assert np.array_equal(np.asarray(open_resized(large, 100, HOW, cut=cut, cache=cache)), without)
+    assert len(kept(cache)) == 4

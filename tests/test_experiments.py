@@ -13,9 +13,21 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 import cropkit
-from cropkit import Config, compare_runs, load_model, make_loaders, predict, run_experiment, run_grid, scan, split
+from cropkit import (
+    Config,
+    compare_runs,
+    experiments,
+    load_model,
+    make_loaders,
+    predict,
+    run_experiment,
+    run_grid,
+    scan,
+    split,
+)
 from cropkit.data.files import read_sealed
 from cropkit.experiments import LOCK, is_locked, read_runs
 from cropkit.models import surgery
@@ -551,3 +563,71 @@ def test_a_run_passes_at_most_two_blank_photos_through_the_model(catalog, tmp_pa
     monkeypatch.setattr(surgery, "_try_forward", lambda model: passes.append(1) or blank(model))
     run_experiment(Config(**TINY), catalog, tmp_path)
     assert len(passes) <= 2
+
+
+@pytest.fixture
+def with_crosshairs(tmp_path):
+    """Photos of noise with a bright square for apple, a dark one for pear, at the crosshair; and the table of these."""
+    rng, rows = np.random.default_rng(0), ["Img,target_x,target_y"]
+    for crop, value in (("apple", 255), ("pear", 0)):
+        (tmp_path / "photos" / crop).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(100, 156, (120, 160, 3), dtype=np.uint8)
+            column, row = int(rng.integers(20, 140)), int(rng.integers(20, 100))
+            pixels[row - 15 : row + 15, column - 15 : column + 15] = value
+            name = f"{crop}{number}.png"
+            Image.fromarray(pixels).save(tmp_path / "photos" / crop / name)
+            rows.append(f"{name},{column - 80},{60 - row}")
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    return tmp_path / "photos", tmp_path / "tags.csv"
+
+
+def test_a_run_that_looks_round_the_crosshair_predicts_so_from_loader_folder_and_saved_model(with_crosshairs, tmp_path):
+    root, tags = with_crosshairs
+    catalog, _ = cropkit.prepare(root, metadata=tags)
+    config = Config("mobilenet_v3_small", None, "feature_extraction", resolution=SIDE, cut=0.25, around="crosshair")
+    run = run_experiment(config, catalog, tmp_path / "runs")
+    model = load_model(run.folder)
+    loaders = make_loaders(catalog, model)
+    assert loaders["val"].dataset[0][0].flatten(1).std(dim=1).max() < 0.02  # nothing but the square, of one colour
+    expected = run.predictions.query("split == 'test'").set_index("path")
+    by_loader = predict(model, loaders["test"]).set_index("path")
+    by_folder = predict(model, root, metadata=tags).set_index("path").loc[expected.index]
+    for table in (by_loader, by_folder):
+        assert np.allclose(table["p_apple"], expected["p_apple"], atol=1e-6)
+    unseen = experiments.predict_unseen(run.folder, root, metadata=tags).set_index("path").loc[expected.index]
+    assert np.allclose(unseen["p_apple"], expected["p_apple"], atol=1e-6)
+    with pytest.raises(ValueError, match=r"looks round the crosshair.*metadata="):
+        predict(model, root)
+    other = catalog.assign(target_x=catalog["target_x"].iloc[::-1].to_numpy())
+    with pytest.raises(ValueError, match="crosshairs"):  # the same photos, but another table of targets
+        run_experiment(config, other, tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"no column target_x and no target_y"):
+        run_experiment(config, catalog.drop(columns=["target_x", "target_y"]), tmp_path / "runs")
+
+
+def test_a_cut_at_the_centre_needs_no_table_and_is_another_picture(catalog, tmp_path):
+    whole = Config("mobilenet_v3_small", None, "feature_extraction", resolution=SIDE)
+    runs = [run_experiment(replace(whole, cut=cut), catalog, tmp_path) for cut in (1.0, 0.6)]
+    assert runs[0].folder != runs[1].folder
+    models = [load_model(run.folder) for run in runs]
+    photos = [make_loaders(catalog, model)["val"].dataset[0][0] for model in models]
+    assert photos[0].shape == photos[1].shape and not torch.equal(*photos)
+    assert "cut" not in models[0].preprocessing
+    file = make_loaders(catalog, models[1])["val"].dataset.file(0)
+    assert torch.allclose(cropkit.data.transforms_for(models[1])(cropkit.open_photo(file)), photos[1], atol=0.1)
+    assert predict(models[1], catalog["root"][0])["path"].is_unique
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"cut": 0}, "cut is 0, but must be from 0.1 to 1"),
+        ({"cut": None}, "cut is None"),
+        ({"cut": 0.5, "around": "middle"}, "around is 'middle'"),
+        ({"around": "crosshair"}, "a cut of 1 takes the whole photo"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Config(**wrong)

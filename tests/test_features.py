@@ -19,6 +19,12 @@ def model():
     return create_model("efficientnet_lite0", num_classes=2)
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch):
+    """Where a test names no precision: "auto" is another one on another processor, and has other features."""
+    monkeypatch.setenv("CROPKIT_PRECISION", "float32")
+
+
 @pytest.fixture
 def loaders(make_photos, model):
     return make_loaders(split(scan(make_photos({"apple": 12, "pear": 12}))), model, augment=False)

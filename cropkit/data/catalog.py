@@ -72,13 +72,12 @@ def scan(
     if not rows:
         raise ValueError(f"{root}: holds no photos. Expected {root}/<class>/<photo>, or an index.csv of path,label.")
     rows.sort(key=lambda row: row["path"])
-    table = None if metadata is None else _read_metadata(Path(metadata).expanduser())
     facts = progress(_inspect_all(root, rows, workers or os.cpu_count()), "scan", total=len(rows))
     catalog = pd.DataFrame(list(facts), columns=COLUMNS)
     catalog["root"] = str(root)
     unplaced = (catalog["label"] == "") & (catalog["problem"] == "")
     catalog.loc[unplaced, "problem"] = "lies in no class folder"
-    catalog = catalog if table is None else _join(catalog, table)
+    catalog = catalog if metadata is None else join_metadata(catalog, metadata)
     return catalog if corrections is None else correct(catalog, corrections)
 
 
@@ -222,8 +221,9 @@ def _read_metadata(file: Path) -> tuple[Path, pd.DataFrame, str]:
     return file, table.drop(columns=[column for column in table if column in COLUMNS]), encoding
 
 
-def _join(catalog: pd.DataFrame, metadata: tuple[Path, pd.DataFrame, str]) -> pd.DataFrame:
-    file, table, encoding = metadata
+def join_metadata(catalog: pd.DataFrame, metadata: str | os.PathLike[str]) -> pd.DataFrame:
+    """The catalog with the columns of a table of more facts, as `scan` joins them."""
+    file, table, encoding = _read_metadata(Path(metadata).expanduser())
     names = catalog["path"]
     if not table.index.isin(names).any():  # not this folder's paths, so that only the file names can agree
         names = names.map(lambda path: PurePosixPath(path).name)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 from torchvision.transforms import v2
 
 from cropkit.data.catalog import SPLITS, class_names, good_photos
-from cropkit.data.copies import open_resized
+from cropkit.data.copies import Cut, open_resized
 from cropkit.data.photos import BadPhoto
 from cropkit.data.splitting import check_split
 
@@ -132,7 +132,8 @@ def _mix(*seeds: int) -> int:
 def transforms_for(model: nn.Module, *, augment: bool = False) -> Transform:
     """What turns a photo into the model's input, as its pretrained weights expect it.
 
-    Size, interpolation, mean and standard deviation come from ``model.preprocessing``, never from a constant.
+    Size, interpolation, mean and standard deviation come from ``model.preprocessing``, never from a constant. A photo
+    alone has no crosshair, so a model that looks at a square of each gets the square at the centre.
 
     Args:
         model: from `create_model`.
@@ -150,7 +151,11 @@ def transforms_for(model: nn.Module, *, augment: bool = False) -> Transform:
         >>> transforms_for(model)(Image.new("RGB", (640, 480))).shape
         torch.Size([3, 224, 224])
     """
-    return _transform(preprocessing_of(model), augment=augment)
+    expects = preprocessing_of(model)
+    ready = _transform(expects, augment=augment)
+    if "cut" not in expects:
+        return ready
+    return lambda photo: ready(v2.functional.center_crop(photo, [round(expects["cut"] * min(photo.size))]))
 
 
 def _transform(expects: dict[str, Any], *, augment: bool) -> Transform:
@@ -190,7 +195,8 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
     that depends on seed, epoch and index alone.
 
     Args:
-        catalog: rows of `scan`; without a column ``label`` the class index of each is -1.
+        catalog: rows of `scan`; without a column ``label`` the class index of each is -1. Where the model looks at
+            the square round the crosshair, it needs the columns ``target_x`` and ``target_y`` of the metadata.
         class_names: a class's index is its place in this list.
         preprocessing: what the model expects of a photo, as in ``model.preprocessing``.
         augment: vary the photos of an epoch at random.
@@ -201,7 +207,8 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         problems: reason by path of photos that cannot be read, where there are no labels; each is a blank photo then.
 
     Raises:
-        ValueError: if a label is not in `class_names`; names the label and the photo.
+        ValueError: if a label is not in `class_names`; names the label and the photo. If crosshairs are needed and are
+            not there.
 
     Example:
         >>> dataset = CropDataset(catalog, ["apple", "pear"], model.preprocessing)
@@ -225,8 +232,10 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         self.paths = list(catalog["path"])
         self.roots = list(catalog["root"])
         self.class_names = list(class_names)
-        self.preprocessing = preprocessing
-        self.transform = _transform(preprocessing, augment=False)
+        self.crosshairs = None
+        if "target_x" in catalog and "target_y" in catalog:
+            self.crosshairs = list(zip(catalog["target_x"], catalog["target_y"], strict=True))
+        self.make_ready(preprocessing)
         self.augment = _transform(preprocessing, augment=True) if augment else None
         self.cache, self.seed = cache, seed
         # Kept, since a process that reads ahead does not know them.
@@ -243,8 +252,24 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
                 )
         self.targets = [index[label] for label in labels] if self.labelled else [-1] * len(self.paths)
 
+    def make_ready(self, preprocessing: dict[str, Any]) -> None:
+        """Make photos ready as `preprocessing` says, those that are not varied."""
+        if preprocessing.get("around") == "crosshair" and self.crosshairs is None:
+            raise ValueError(
+                "the model looks round the crosshair, but the photos have no columns target_x and target_y. Give the "
+                "table that has them: metadata=<its path>."
+            )
+        self.preprocessing, self.transform = preprocessing, _transform(preprocessing, augment=False)
+
     def __len__(self) -> int:
         return len(self.paths)
+
+    def cut(self, index: int) -> Cut | None:
+        """Which square of a photo is taken, as `open_resized` wants it; None takes the whole photo."""
+        if "cut" not in self.preprocessing:
+            return None
+        around = self.preprocessing["around"] == "crosshair" and self.crosshairs
+        return self.preprocessing["cut"], around[index] if around else (0, 0)
 
     def file(self, index: int) -> Path:
         """Where a photo is."""
@@ -255,7 +280,7 @@ class CropDataset(Dataset[tuple[Tensor, int]]):
         epoch, index = place if isinstance(place, tuple) else (None, place)
         side, interpolation = self.preprocessing["resize_size"], self.preprocessing["interpolation"]
         try:
-            photo = open_resized(self.file(index), side, interpolation, cache=self.cache)
+            photo = open_resized(self.file(index), side, interpolation, cache=self.cache, cut=self.cut(index))
         except BadPhoto as error:
             if self.labelled:
                 raise
@@ -349,7 +374,7 @@ def made_ready(dataset: Any, preprocessing: dict[str, Any] | None) -> Any:
     if not isinstance(dataset, CropDataset) or preprocessing in (None, dataset.preprocessing):
         return dataset
     dataset = copy.copy(dataset)
-    dataset.preprocessing, dataset.transform = preprocessing, _transform(preprocessing, augment=False)
+    dataset.make_ready(preprocessing)
     return dataset
 
 

@@ -1,5 +1,6 @@
 """Divide a catalog into train, val and test, so that no picture is in two of them."""
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -101,7 +102,13 @@ def drop_leaks(catalog: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return catalog[~gone].reset_index(drop=True), left_out
 
 
-def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> pd.DataFrame:
+def split(
+    catalog: pd.DataFrame,
+    *,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    groups: str | None = None,
+) -> pd.DataFrame:
     """Divide the good photos into train, val and test.
 
     Each class is divided by `fractions` as evenly as whole photos allow, train first, so that every class is in
@@ -112,12 +119,14 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
         catalog: from `scan`; a ``split`` that it already has is replaced.
         fractions: shares of train, val and test, >= 0, sum 1.
         seed: another seed gives another division.
+        groups: a column, such as a town; photos with the same value stay in one split, the largest group first. A class
+            that grows in few places may then lack photos in a split. Rows where it is empty are divided singly.
 
     Returns:
         A copy with the column ``split`` filled in; it stays "" for photos with a problem.
 
     Raises:
-        ValueError: if `fractions` are not three shares that add up to 1, train above 0.
+        ValueError: if `fractions` are not three shares that add up to 1, train above 0; or there is no column `groups`.
 
     Example:
         >>> split(scan("photos"), fractions=(0.6, 0.2, 0.2))["split"].value_counts().to_dict()
@@ -133,21 +142,26 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
     photos = catalog.iloc[good].reset_index(drop=True)
     number, links = pictures_of(photos)
     # A pair must never be divided, so here whatever is linked stays together.
-    ends = np.array([*enumerate(number), *links], dtype=int).reshape(-1, 2).T
+    ends = np.array([*enumerate(number), *links, *_same(photos, groups)], dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(ends[0])), (ends[0], ends[1])), shape=(len(photos), len(photos)))
-    groups = pd.Series(connected_components(graph, directed=False)[1])
-    members = groups.groupby(groups).groups
+    linked = pd.Series(connected_components(graph, directed=False)[1])
+    members = linked.groupby(linked).groups
     labels = photos["label"].tolist()
     wanted = {label: shares * count for label, count in photos["label"].value_counts().items()}
     given = {label: np.zeros(3) for label in wanted}
     chosen = [""] * len(photos)
-    for row in np.random.default_rng(seed).permutation(len(photos)):
+    order = np.random.default_rng(seed).permutation(len(photos))
+    if groups is not None:
+        order = np.array(sorted(order, key=lambda row: -len(members[linked[row]])), dtype=int)
+    for row in order:
         if chosen[row]:
             continue  # went with its group
-        group = members[groups[row]]
+        group = members[linked[row]]
         # A class's first photo goes to train, whatever the shares, and its group with it.
-        first = any(given[labels[member]][0] == 0 for member in group)
-        place = 0 if first else int(np.argmax(wanted[labels[row]] - given[labels[row]]))
+        first = groups is None and any(given[labels[member]][0] == 0 for member in group)
+        asked = [labels[row]] if groups is None else [labels[member] for member in group]
+        lacking = np.sum([wanted[label] - given[label] for label in asked], axis=0)
+        place = 0 if first else int(np.argmax(lacking))
         for member in group:
             chosen[member] = SPLITS[place]
             given[labels[member]][place] += 1
@@ -156,8 +170,21 @@ def split(catalog: pd.DataFrame, *, fractions: Sequence[float] = (0.6, 0.2, 0.2)
     return catalog.assign(split=column)
 
 
+def _same(photos: pd.DataFrame, column: str | None) -> list[tuple[int, int]]:
+    """Pairs of rows that have the same value in a column, enough of them to link all of a group."""
+    if column is None:
+        return []
+    if column not in photos:
+        raise ValueError(f"the catalog has no column {column!r} to keep together. It has {', '.join(photos.columns)}.")
+    values = photos[column][(photos[column] != "") & photos[column].notna()]
+    return [pair for rows in values.groupby(values).groups.values() for pair in itertools.pairwise(rows)]
+
+
 def prepare(
-    root: str | os.PathLike[str], *, corrections: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    *,
+    corrections: str | os.PathLike[str] | None = None,
+    metadata: str | os.PathLike[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scan a folder and keep what a model can be trained and tested on.
 
@@ -168,6 +195,7 @@ def prepare(
     Args:
         root: a folder as `scan` understands it.
         corrections: a file of corrected labels, see `correct`.
+        metadata: a table of more facts about the photos, see `scan`.
 
     Returns:
         A catalog in which every class has training photos, and there are photos in train, val and test; and what was
@@ -180,7 +208,7 @@ def prepare(
         >>> catalog, left_out = prepare("photos")
         left out: 0 files that are no photos, 0 photos ...
     """
-    scanned = scan(root, corrections=corrections)
+    scanned = scan(root, corrections=corrections, metadata=metadata)
     bad = scanned[scanned["problem"] != ""].rename(columns={"problem": "reason"})[LEFT_OUT]
     clean, leaks = drop_leaks(good_photos(scanned))
     print(

@@ -2,6 +2,7 @@
 
 from cropkit.evaluation.explorer import explore
 from cropkit.evaluation.label_errors import find_label_errors, nearest_photos
+from cropkit.evaluation.location import choose_strength, location_prior, with_prior
 from cropkit.evaluation.metrics import (
     accuracy,
     bootstrap_interval,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cropkit.data.catalog import list_files
+from cropkit.data.catalog import join_metadata, list_files
 from cropkit.data.datasets import CropDataset, preprocessing_of
 from cropkit.evaluation.metrics import classes_of
 from cropkit.models.surgery import check_head, get_classifier, try_resolution
@@ -29,6 +29,7 @@ def predict(
     resolution: int | None = None,
     mirror: bool | None = None,
     cache: str | os.PathLike[str] | None = None,
+    metadata: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """What a model says about every photo of a loader, or below a folder.
 
@@ -44,6 +45,8 @@ def predict(
         mirror: whether the answer is the mean of those for the photo and its mirror image; None is the model's own.
         cache: where `extract_features` keeps features. Photos whose features are there are not opened again: worth it
             where only a head has learned, and of no use where the whole model has.
+        metadata: of a folder, a table of more facts about its photos, see `scan`; a model that looks round the
+            crosshair needs it.
 
     Returns:
         One row a photo, in the order of the loader's data set or of the paths: ``path``, ``predicted`` (class name),
@@ -65,7 +68,7 @@ def predict(
         21
     """
     if not isinstance(photos, DataLoader):
-        return _predict_folder(model, Path(photos).expanduser(), resolution, mirror, cache)
+        return _predict_folder(model, Path(photos).expanduser(), resolution, mirror, cache, metadata)
     dataset: Any = photos.dataset
     if not hasattr(dataset, "class_names"):
         raise ValueError(
@@ -86,6 +89,7 @@ def _predict_folder(
     resolution: int | None,
     mirror: bool | None,
     cache: str | os.PathLike[str] | None,
+    metadata: str | os.PathLike[str] | None,
 ) -> pd.DataFrame:
     names = getattr(model, "class_names", None)
     if names is None:
@@ -96,6 +100,7 @@ def _predict_folder(
     if not paths:
         raise ValueError(f"{root}: holds no photos.")
     catalog = pd.DataFrame({"path": paths, "root": str(root)})
+    catalog = catalog if metadata is None else join_metadata(catalog, metadata)
     dataset = CropDataset(catalog, list(names), preprocessing_of(model))
     log_probabilities = _log_probabilities(model, DataLoader(dataset), list(names), resolution, mirror, cache)
     table = _table(dataset, list(names), log_probabilities)
@@ -172,7 +177,12 @@ def average(*predictions: pd.DataFrame) -> pd.DataFrame:
         if not table.reindex(columns=same).equals(first[same].reset_index(drop=True)):
             raise ValueError(f"table {number} has other labels than the first for the same photos.")
         probabilities.append(table[[f"p_{name}" for name in names]].to_numpy())
-    mean = np.mean(probabilities, axis=0)
+    return answered_by(first, np.mean(probabilities, axis=0))
+
+
+def answered_by(first: pd.DataFrame, mean: np.ndarray) -> pd.DataFrame:
+    """A table of predictions with other probabilities, shape (N, K), and what follows from them."""
+    names = classes_of(first)
     answer = first.copy()
     answer[[f"p_{name}" for name in names]] = mean
     readable = ~np.isnan(mean).any(axis=1)

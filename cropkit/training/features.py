@@ -140,7 +140,9 @@ def _extract(
     """Features of all photos of a data set, or of their mirror images, shape (N, D); what is kept is not computed."""
     vectors = torch.zeros(len(dataset), get_classifier(model)[1].in_features)
     # Taken before the photos are read: what is replaced meanwhile then has another key, and is computed anew.
-    keys = [] if folder is None else [photo_key(dataset.file(index)) for index in range(len(dataset))]
+    keys = (
+        [] if folder is None else [photo_key(dataset.file(index), dataset.cut(index)) for index in range(len(dataset))]
+    )
     with _locked(folder):
         wait_for_all()
         kept = {} if folder is None else _read_kept(folder, set(keys))
