@@ -904,6 +904,97 @@ clinic.Data.new_head = lambda self: nn.Linear(self.vectors["train"].shape[1], 8)
 """,
     ),
     Mutation(
+        "11_enter_the_competition",
+        "the square lies at the centre, whatever the table says",
+        error="the network sees another part of the photo",
+        startup="""
+from cropkit.data import copies
+intact = everywhere(copies._cut_out, lambda photo, share, target: intact(photo, share, (0, 0)))
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "a saved model forgets its cut",
+        error="preprocessing",
+        startup="""
+from cropkit.training import checkpoints
+def forgetful(path):
+    model = intact(path)
+    model.preprocessing = {k: v for k, v in model.preprocessing.items() if k not in ("cut", "around")}
+    return model
+intact = everywhere(checkpoints.load_model, forgetful)
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "the average is that of the first model alone",
+        error="the average is not the mean of the probabilities",
+        startup="""
+intact = everywhere(predictions.average, lambda *tables: intact(tables[0]))
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "a prior counts val and test too",
+        error="a prior that knows the labels of val and test was made",
+        startup="""
+from cropkit.evaluation import location
+def counts_all(train, class_names, **options):
+    return intact(train.assign(split="train"), class_names, **options)
+intact = everywhere(location.location_prior, counts_all)
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "the prior is subtracted",
+        error="this is not Bayes' rule",
+        startup="""
+from cropkit.evaluation import location
+intact = everywhere(location.with_prior, lambda table, places, prior, strength: intact(table, places, -prior, strength))
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "a split by town divides photos",
+        error="a town is in two splits",
+        startup="""
+intact = everywhere(splitting.split, lambda catalog, groups=None, **options: intact(catalog, **options))
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "weighted precision is not weighted",
+        error="this is not the competition's score",
+        startup="""
+def unweighted(table, **options):
+    return float(metrics.classification_report(table)["precision"].mean())
+everywhere(metrics.weighted_precision, unweighted)
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "the submission is in the order of the answers",
+        error="the rows are not in the template's order",
+        startup="""
+from cropkit.evaluation import submission
+def as_it_comes(answers, template, path):
+    return intact(answers, template, path).sort_values("filename", ignore_index=True)
+intact = everywhere(submission.write_submission, as_it_comes)
+""",
+    ),
+    Mutation(
+        "11_enter_the_competition",
+        "the submission's answers are those of other rows",
+        error="a row has another photo's answer",
+        startup="""
+from cropkit.evaluation import submission
+def moved(answers, template, path):
+    table = intact(answers, template, path)
+    return table.assign(label=table["label"].to_numpy()[np.roll(np.arange(len(table)), 1)])
+intact = everywhere(submission.write_submission, moved)
+""",
+    ),
+    Mutation(
         "12_beyond_one_machine",
         "the gradients of two shares add up",
         error="the weighted mean of gradients is not that of the whole batch",

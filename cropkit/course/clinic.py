@@ -26,9 +26,7 @@ from torchvision.transforms import v2
 
 import cropkit
 from cropkit.course.answers import answer
-from cropkit.course.fetch import data_home
-from cropkit.course.sample import make_sample
-from cropkit.course.settings import DATA, FAST, FAST_PHOTOS, data_folder
+from cropkit.course.settings import FAST, FAST_PHOTOS, sample_folder
 from cropkit.data.catalog import relabel
 from cropkit.data.datasets import CropDataset, preprocessing_of
 from cropkit.models.surgery import check_head
@@ -86,9 +84,7 @@ class Data:
 
 def gather() -> Data:
     """The photos that lesson 10 works with; they are the drawn sample's, also where ``CROPKIT_DATA`` is set."""
-    root = make_sample(data_home() / "sample-fast", photos_per_class=5) if DATA and FAST else data_folder()
-    root = make_sample(data_home() / "sample") if DATA and not FAST else root
-    found, _ = cropkit.prepare(root)
+    found, _ = cropkit.prepare(sample_folder())
     count = FAST_PHOTOS if FAST else PHOTOS
     found = found[found["label"].isin(CROPS)]
     found = found[found.groupby(["label", "split"]).cumcount() < found["split"].map(count)]

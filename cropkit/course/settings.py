@@ -38,8 +38,7 @@ def data_folder() -> Path:
         OSError: if grocery36 is asked for and cannot be downloaded.
     """
     if not DATA:
-        name, photos_per_class = ("sample-fast", 5) if FAST else ("sample", 40)
-        return make_sample(data_home() / name, photos_per_class=photos_per_class)
+        return sample_folder()
     # A notebook runs in its own folder; a relative path was meant from the course's.
     folder = FOLDER / Path(DATA).expanduser()
     if DATA in SOURCES and not folder.is_dir():
@@ -47,6 +46,12 @@ def data_folder() -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"CROPKIT_DATA={DATA}: no such folder. Name the folder that holds one folder a class.")
     return folder
+
+
+def sample_folder() -> Path:
+    """The drawn sample, which is drawn now if it is not there; in fast mode a small one."""
+    name, photos_per_class = ("sample-fast", 5) if FAST else ("sample", 40)
+    return make_sample(data_home() / name, photos_per_class=photos_per_class)
 
 
 def load_catalog() -> pd.DataFrame:
