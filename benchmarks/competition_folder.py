@@ -99,6 +99,8 @@ def main(folder: str, photos: str = "2000") -> None:
         told = run(name, "train", *places, "--method", "feature_extraction", *options)
         runs.append(pd.read_json(told, typ="series"))
         print(f"  val {runs[-1]['val_accuracy']:.3f}, its own test {runs[-1]['test_accuracy']:.3f}")
+    kept = sum(file.stat().st_size for file in root.glob("runs/cache/photos-*/*/*"))
+    print(f"small copies: {kept / 1e6:.0f} MB")
     out = root / "submission.csv"
     models = [part for one in runs[:2] for part in ("--model", one["run"])]
     template = ["--template", str(root / "sample_submission.csv"), "--out", str(out)]

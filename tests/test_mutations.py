@@ -915,7 +915,7 @@ intact = everywhere(copies._cut_out, lambda photo, share, target: intact(photo, 
     Mutation(
         "11_enter_the_competition",
         "a saved model forgets its cut",
-        error="preprocessing",
+        error="the model forgot its cut",
         startup="""
 from cropkit.training import checkpoints
 def forgetful(path):

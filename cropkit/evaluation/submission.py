@@ -63,7 +63,7 @@ def write_submission(
             raise ValueError(
                 f"{where} has the label {row['label']!r}, which the model does not know: {', '.join(names)}."
             )
-        if not answers[row["filename"]]:
+        if answers[row["filename"]] not in names:
             raise ValueError(f"{where} could not be read, so it has no answer. Copy it again.")
     if (twice := rows["filename"].duplicated()).any():
         raise ValueError(f"{template}, line {rows.index[twice][0]}: {rows['filename'][twice].iloc[0]!r} comes twice.")
