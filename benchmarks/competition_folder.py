@@ -7,6 +7,7 @@ on their side with the axes of their crosshair swapped; ``tag_locCoor.csv`` in c
 crosshairs not recorded; and the template of a submission. Prints minutes and the largest memory of each command.
 """
 
+import json
 import resource
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def main(folder: str, photos: str = "2000") -> None:
     }.items():
         places = ["--data", str(root / "train"), "--metadata", str(root / TAGS), "--out", str(root / "runs")]
         told = run(name, "train", *places, "--method", "feature_extraction", *options)
-        runs.append(pd.read_json(told, typ="series"))
+        runs.append(json.loads(told))
         print(f"  val {runs[-1]['val_accuracy']:.3f}, its own test {runs[-1]['test_accuracy']:.3f}")
     kept = sum(file.stat().st_size for file in root.glob("runs/cache/photos-*/*/*"))
     print(f"small copies: {kept / 1e6:.0f} MB")

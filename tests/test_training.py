@@ -381,5 +381,9 @@ def test_photos_made_ready_for_another_model_are_refused_for_training_and_else_r
     lite, own = make_loaders(photos, create_model("efficientnet_lite0", weights=None)), make_loaders(photos, model)
     with pytest.raises(ValueError, match=r"made ready for another model .*mean: "):
         fit(model, lite, optim.SGD(model.parameters(), lr=0.1), epochs=1)
+    cut = copy.deepcopy(model)
+    cut.preprocessing = {**model.preprocessing, "cut": 0.7, "around": "centre"}
+    with pytest.raises(ValueError, match=r"made ready for another model \(cut: 0.7 given, None expected"):
+        fit(model, make_loaders(photos, cut), optim.SGD(model.parameters(), lr=0.1), epochs=1)
     assert evaluate(model, lite["val"]) == evaluate(model, own["val"])
     assert predict(model, lite["val"]).equals(predict(model, own["val"]))

@@ -272,7 +272,7 @@ def never_predicted(predictions: pd.DataFrame) -> list[str]:
 
 
 def lowest_f1(predictions: pd.DataFrame) -> float:
-    """The F1 of the class that has the lowest, of those with photos. The competition's award asked for 0.7 and more.
+    """The F1 of the class that has the lowest, of those with photos. One team reports that an award asked for 0.7.
 
     Args:
         predictions: from `predict`.

@@ -64,7 +64,7 @@ def write_submission(
                 f"{where} has the label {row['label']!r}, which the model does not know: {', '.join(names)}."
             )
         if answers[row["filename"]] not in names:
-            raise ValueError(f"{where} could not be read, so it has no answer. Copy it again.")
+            raise ValueError(f"{where} could not be read, so it has no answer. Copy it again, or give it a class.")
     if (twice := rows["filename"].duplicated()).any():
         raise ValueError(f"{template}, line {rows.index[twice][0]}: {rows['filename'][twice].iloc[0]!r} comes twice.")
     if lost := sorted(set(answers.index) - set(rows["filename"])):

@@ -63,7 +63,8 @@ def check_preprocessing(model: nn.Module, loader: DataLoader) -> None:
     """Refuse photos that were made ready for another model, since a wrong size or normalisation raises no error."""
     wanted, given = model.__dict__.get("preprocessing"), getattr(_dataset(loader), "preprocessing", None)
     if wanted is not None and given is not None and wanted != given:
-        differ = [f"{k}: {given.get(k)} given, {v} expected" for k, v in wanted.items() if given.get(k) != v]
+        names = [name for name in {**wanted, **given} if given.get(name) != wanted.get(name)]
+        differ = [f"{name}: {given.get(name)} given, {wanted.get(name)} expected" for name in names]
         raise ValueError(
             f"the photos were made ready for another model ({'; '.join(differ)}). Make the loaders with this one: "
             "make_loaders(catalog, model)."
