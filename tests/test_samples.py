@@ -130,6 +130,22 @@ def test_scan_finds_every_planted_defect_and_hardly_more(sample, catalog, key):
     assert len(flagged - set(key["path"]) - set(key["detail"])) <= 0.01 * len(catalog)
 
 
+def test_each_crop_grows_in_four_towns_and_the_key_says_so(sample, key):
+    tags = pd.read_csv(sample / TAGS, dtype=str, encoding="cp950").set_index("Img")
+    said = key[key["path"] == TAGS]
+    assert said[["defect", "detail"]].to_numpy().tolist() == [
+        ["towns tell the crop", "each crop grows in 4 of 12 towns"]
+    ]
+    truth = key[key["defect"] == "wrong label"].set_index("path")["detail"]
+    # Copies may be filed under another class, and a web page grows nowhere.
+    copies = set(key.loc[(key["found by"] == "find_duplicates") | (key["defect"] == "text named .jpg"), "path"])
+    paths = [path.relative_to(sample).as_posix() for path in sample.glob("*/*/*.*") if path.name in tags.index]
+    crops = {path: truth.get(path, path.split("/")[1]) for path in paths if path not in copies}
+    towns = pd.DataFrame([(crop, tags["TOWNNAME"][Path(path).name]) for path, crop in crops.items()])
+    assert towns.groupby(0)[1].nunique().max() <= 4
+    assert towns[1].nunique() == 12
+
+
 def test_wrong_labels_lie_where_the_key_says(sample, key):
     wrong = key[key["defect"] == "wrong label"]
     assert 0.05 < len(wrong) / len(list(sample.rglob("*.*"))) < 0.1

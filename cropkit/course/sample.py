@@ -26,7 +26,7 @@ from cropkit.course.drawing import CLASSES, draw_photo
 from cropkit.data.corrections import add_correction
 from cropkit.data.progress import progress
 
-VERSION = 6  # a new number has every sample drawn anew
+VERSION = 7  # a new number has every sample drawn anew
 MARKER, KEY, TAGS = ".sample.json", "answer_key.csv", "tag_locCoor.csv"
 SIZES = {(640, 480): 0.6, (800, 600): 0.24, (1024, 768): 0.1, (1280, 720): 0.04, (1280, 960): 0.02}
 ORIENTATIONS = {1: 0.95, 6: 0.03, 8: 0.015, 3: 0.005}  # EXIF; 6 and 8 lie on their side
@@ -72,6 +72,7 @@ TOWNS = (
     ("花蓮縣", "吉安鄉", 121.56, 23.97),
     ("臺東縣", "卑南鄉", 121.08, 22.78),
 )
+TOWNS_OF_A_CROP = 4  # as often in each
 
 
 class Shot(NamedTuple):
@@ -133,9 +134,8 @@ def _draw_class(shots: list[Shot], root: Path, seed: int) -> dict[str, Tag]:
             image, (x, y) = image.transpose(Image.Transpose.ROTATE_90), (-y, x)
         (root / shot.path).parent.mkdir(parents=True, exist_ok=True)
         image.save(root / shot.path, quality=78, exif=exif)
-        # Each class grows in a few of the towns.
         towns = np.random.default_rng([seed, CLASSES.index(shot.label), shot.number, 1])
-        town = (CLASSES.index(shot.label) * 5 + int(towns.integers(0, 4))) % len(TOWNS)
+        town = (CLASSES.index(shot.label) * 5 + int(towns.integers(0, TOWNS_OF_A_CROP))) % len(TOWNS)
         if shot.target and towns.random() < 0.03:
             x = y = 0  # a crosshair that nobody recorded
         tags[shot.path] = Tag(x, y, town)
@@ -228,6 +228,7 @@ def _plant_defects(root: Path, shots: list[Shot], tags: dict[str, Tag], seed: in
     shutil.copyfile(root / path, hidden / f"{Path(path).stem}-checkpoint.jpg")
     key.append((hidden.relative_to(root).as_posix(), "hidden folder with copies", path, "scan"))
     key.append((f"val/{NOT_IN_VAL}", "class missing from val", "", "counts"))
+    key.append((TAGS, "towns tell the crop", f"each crop grows in {TOWNS_OF_A_CROP} of {len(TOWNS)} towns", "counts"))
 
     for _ in range(2):
         lost = f"{_new_name(rng)}.jpg"
