@@ -115,9 +115,10 @@ class Config:
         for name in ("weights", "corrections"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
-        if self.mirror not in (True, False):
-            raise ValueError(f"mirror is {self.mirror!r}, but must be True or False.")
-        object.__setattr__(self, "mirror", bool(self.mirror))
+        for name in ("mirror", "augment"):
+            if getattr(self, name) not in (True, False):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be True or False.")
+            object.__setattr__(self, name, bool(getattr(self, name)))
         whole = [("epochs", 1), ("batch_size", 1), ("seed", 0)]
         for name, least in whole if self.resolution in (None, "auto") else [*whole, ("resolution", 32)]:
             try:

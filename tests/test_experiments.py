@@ -126,6 +126,7 @@ def test_another_config_has_another_folder():
         ({"resolution": 16}, "resolution is 16, but must be at least 32"),
         ({"resolution": "large"}, "resolution is 'large', but must be a whole number"),
         ({"mirror": "both"}, "mirror is 'both'"),
+        ({"augment": "False"}, "augment is 'False', but must be True or False"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, said):
