@@ -26,6 +26,9 @@ from cropkit.models.surgery import create_model
 
 COURSE = course.FOLDER / "build" / "course"
 TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_css -%}{{ super() }}
+<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre span { font-family: monospace; }</style>
+{%- endblock html_head_css -%}
 {%- block codecell -%}
 {%- if 'solution' in cell.metadata.get('tags', []) -%}
 <details style="margin: 0 0 1em 5em"><summary>Solution(解答)</summary>{{ super() }}</details>
