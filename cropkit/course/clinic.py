@@ -436,7 +436,7 @@ TOO_GOOD_HINTS = {
     "a": "With these photos, chance alone gives a difference of that size about three times in a thousand.",
     "b": "No path of val is among those that the model learned from.",
     "c": "Prepare a photo of test twice: the tensors are equal. Look at what the model learned from.",
-    "d": "Look at the test photos: a few labels are wrong, as many as in val.",
+    "d": "Look at the test photos: a few labels are wrong, about as many as in val.",
 }
 ZERO_HINTS = {
     "a": "The features of val and test come from one function. Follow one answer from its number to its row.",
