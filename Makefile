@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 help:
-	@echo "make course     run every notebook; pages and results go to build/course"
+	@echo "make course     run every notebook, and make the site from what they computed: build/site"
+	@echo "make site       make the site again, from the notebooks that make course ran"
 	@echo "make test       check the code, then run the tests and every notebook in fast mode"
 	@echo "make test-slow  the checks that take many minutes"
-	@echo "make lab        open JupyterLab at the first notebook"
+	@echo "make lab        open JupyterLab at the first notebook; LESSONS=zh_TW opens the Chinese ones"
+	@echo "make translate  take changed messages into locale/, and make the Chinese edition from there"
 	@echo "make clean      remove what make course and make test wrote"
 	@echo
 	@echo "CROPKIT_DATA=<folder>  your own photos, or grocery36      CROPKIT_ARCH=<name>  another model"
@@ -35,11 +37,17 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow -s tests
 
+site: .venv/installed
+	$(BIN)/python tools/build_site.py
+
+translate: .venv/installed
+	$(BIN)/python tools/translate.py
+
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks/00_check_your_setup.ipynb
+	$(BIN)/jupyter lab notebooks/$(if $(LESSONS),$(LESSONS)/)00_check_your_setup.ipynb
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache
 	@echo "Kept: data/ (photos) and .venv/ (installed packages). Delete them by hand to start from nothing."
 
-.PHONY: help course test test-slow lab clean
+.PHONY: help course site test test-slow translate lab clean

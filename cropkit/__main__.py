@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from cropkit import experiments
+from cropkit.course import handout
 from cropkit.course.fetch import data_home
 from cropkit.course.fetch import fetch as fetch_collection
 from cropkit.course.sample import make_sample
@@ -48,6 +49,31 @@ def fetch(name: Literal["grocery36"], root: Path | None = None) -> str:
         root: folder to put it into; its name in the folder for data unless given.
     """
     return str(fetch_collection(name, root))
+
+
+def course(folder: tyro.conf.Positional[Path], lang: Literal["en", "zh_TW"] | None = None, update: bool = False) -> str:
+    """Unpack the course's notebooks into a folder; prints what was written, and what was kept.
+
+    Args:
+        folder: a new folder, or with --update one that is in use: what you changed stays, the new file lies beside it.
+        lang: the language, English unless given.
+        update: bring the notebooks of the installed version.
+    """
+    said = handout.unpack(folder, lang, update)
+    return "\n".join(said or ["nothing is newer"])
+
+
+def bundle(
+    folder: tyro.conf.Positional[Path], lang: Literal["en", "zh_TW"] = "en", torch_index: str | None = None
+) -> str:
+    """Make a folder for a USB stick: all packages and the unpacked course; prints the folder.
+
+    Args:
+        folder: a new folder.
+        lang: the language of the notebooks.
+        torch_index: an address of CPU-only builds of torch, which are much smaller.
+    """
+    return str(handout.bundle(folder, lang, torch_index))
 
 
 def scan(data: Path, metadata: Path | None = None, corrections: Path | None = None) -> str:
@@ -205,7 +231,8 @@ def _remarks_to_stderr(command: Callable[..., str]) -> Callable[..., str]:
     return quiet
 
 
-COMMANDS = {f.__name__: _remarks_to_stderr(f) for f in (sample, fetch, scan, train, evaluate, predict, submit, compare)}
+FUNCTIONS = (course, bundle, sample, fetch, scan, train, evaluate, predict, submit, compare)
+COMMANDS = {function.__name__: _remarks_to_stderr(function) for function in FUNCTIONS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,3 +115,22 @@ def test_an_interrupted_cell_returns_and_the_next_cell_trains(make_photos, tmp_p
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_a_class_installs_from_a_stick_without_a_network(tmp_path):
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"]).returncode:
+        pytest.skip("no network namespaces here (unshare -rn)")
+    stick, offline = tmp_path / "stick", ["unshare", "-rn", "bash", "-euc"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "cropkit", "bundle", str(stick), "--lang", "zh_TW"], check=True)
+    size = sum(path.stat().st_size for path in stick.rglob("*") if path.is_file())
+    print(f"\n{size / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s")
+    lines = f"""
+        ip link set lo up
+        {sys.executable} -m venv {tmp_path}/course
+        {tmp_path}/course/bin/python -m pip install -q --no-index --find-links {stick}/packages "cropkit[course]"
+        cd {stick}/lessons && {tmp_path}/course/bin/jupyter execute 00_check_your_setup.ipynb
+    """
+    environment = {"CROPKIT_FAST": "1", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    subprocess.run([*offline, lines], check=True, env=clean | environment)

@@ -17,7 +17,8 @@ def site(tmp_path_factory):
     source, wheels, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(FOLDER / name, source)
-    shutil.copytree(FOLDER / "cropkit", source / "cropkit", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("cropkit", "notebooks"):
+        shutil.copytree(FOLDER / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
     (wheel,) = wheels.iterdir()
@@ -48,6 +49,19 @@ def test_data_belongs_to_the_users_folder_and_the_manifest_comes_along(site, tmp
     assert file.startswith(str(site))
     assert manifest == "True None"
     assert Path(data).is_relative_to(tmp_path) and Path(out).is_relative_to(tmp_path)
+
+
+def test_every_module_is_in_the_wheel(site):
+    modules = {path.relative_to(FOLDER) for path in (FOLDER / "cropkit").rglob("*.py")}
+    assert {path.relative_to(site) for path in (site / "cropkit").rglob("*.py")} == modules
+
+
+def test_the_course_is_unpacked_from_it(site, tmp_path):
+    said = run(site, tmp_path, "-m", "cropkit", "course", "my-course", "--lang", "zh_TW")
+    assert "written: 12_beyond_one_machine.ipynb" in said.splitlines()
+    chinese = (FOLDER / "notebooks" / "zh_TW" / "05_feature_extraction.ipynb").read_bytes()
+    assert (tmp_path / "my-course" / "05_feature_extraction.ipynb").read_bytes() == chinese
+    assert run(site, tmp_path, "-m", "cropkit", "course", "my-course", "--update") == "nothing is newer\n"
 
 
 def test_the_sample_is_drawn_there_and_nothing_into_the_package(site, tmp_path):
