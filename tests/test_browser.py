@@ -177,16 +177,69 @@ def test_the_matrix_works_in_a_notebook_that_is_not_trusted(executed, browser, l
     page.close()
 
 
-def test_the_exported_page_works_without_jupyter(executed, browser, folder):
-    spec = importlib.util.spec_from_file_location("run_course", course.FOLDER / "tools" / "run_course.py")
-    run_course = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run_course)
-    html, _ = run_course.html_exporter().from_notebook_node(nbformat.read(folder / "08.ipynb", as_version=4))
-    Path(folder / "08.html").write_text(html, encoding="utf-8")
-    page, strangers = open_page(browser, (folder / "08.html").as_uri())
+@pytest.fixture(scope="module")
+def site(executed, folder, tmp_path_factory):
+    """The course's site in both languages: 08 as it was executed here, the other lessons without results."""
+    pytest.importorskip("sphinx", reason="Sphinx is not installed (pip install 'cropkit[course]')")
+    spec = importlib.util.spec_from_file_location("build_site", course.FOLDER / "tools" / "build_site.py")
+    build_site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build_site)
+    ran, site = tmp_path_factory.mktemp("ran"), tmp_path_factory.mktemp("pages") / "site"
+    for path in NOTEBOOK.parent.glob("[0-9]*.ipynb"):
+        shutil.copy(path, ran)
+    shutil.copy(folder / "08.ipynb", ran / NOTEBOOK.name)
+    run = {"machine": "a test", "fast": True, "seconds": {NOTEBOOK.stem: 20}, "failures": {}, "pieces": {}}
+    (ran / "run.json").write_text(json.dumps({**run, "table": [["model"], ["lite"]]}), encoding="utf-8")
+    build_site.build(ran, site, strict=True)
+    return site
+
+
+def test_the_sites_matrix_works_without_jupyter(site, browser, folder):
+    page, strangers = open_page(browser, (site / "en" / f"{NOTEBOOK.stem}.html").as_uri())
     check_some_cells(page, folder)
     assert strangers == []
     page.close()
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+@pytest.mark.parametrize(
+    ("language", "other", "solution", "word", "found"),
+    [
+        ("en", "zh_TW", "Solution", "softmax", "02 From a photo to a loss"),
+        ("zh_TW", "en", "解答", "混淆矩陣", "08 閱讀混淆矩陣"),
+    ],
+)
+def test_a_reader_finds_a_word_opens_a_solution_and_changes_the_language(
+    site, browser, width, language, other, solution, word, found
+):
+    page, strangers = open_page(browser, (site / language / "index.html").as_uri())
+    page.set_viewport_size({"width": width, "height": 800})
+    page.context.set_offline(True)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out
+    page.keyboard.press("Control+k")
+    page.locator("dialog input[type=search]").fill(word)
+    page.keyboard.press("Enter")
+    page.locator("#search-results").get_by_role("link", name=found).first.click(timeout=WAIT)
+    page.locator("details > summary", has_text=solution).first.click()
+    cell = page.locator("details", has=page.locator(f"summary:has-text('{solution}')")).first
+    cell.locator("pre").first.wait_for(timeout=WAIT)
+    name = Path(urlsplit(page.url).path).name
+    page.locator("a.language").click()
+    page.wait_for_url(f"**/{other}/{name}*")
+    assert page.locator("html").get_attribute("lang").startswith(other[:2]) and page.locator("a.language").is_visible()
+    assert strangers == []
+    page.close()
+
+
+def test_no_page_of_the_site_names_a_script_or_a_picture_of_another_host(site):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 50
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        elsewhere = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=.https?:[^>]*", text)
+        assert elsewhere == [], path
+    english, chinese = ({path.name for path in (site / language).glob("*.html")} for language in ("en", "zh_TW"))
+    assert english == chinese
 
 
 def cells_notebook(folder, name, *sources):

@@ -1,6 +1,7 @@
 """The promises that files make about each other: notebooks, glossary, environment, Makefile."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,3 +63,13 @@ def test_notebook_follows_the_template(path):
     assert len(solutions) == 2
     assert all("assert" in cell.source or "AssertionError" in cell.source for cell in solutions)
     assert all(cell.metadata["jupyter"]["source_hidden"] for cell in solutions)
+
+
+def test_the_copies_for_colab_install_first_and_are_the_notebooks_otherwise(tmp_path):
+    command = [sys.executable, str(FOLDER / "tools" / "colab.py"), "somebody/cropkit", str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert len(list(tmp_path.rglob("*.ipynb"))) == 2 * len(NOTEBOOKS)
+    for path in (*NOTEBOOKS, *(FOLDER / "notebooks" / "zh_TW").glob("*.ipynb")):
+        install, *cells = nbformat.read(tmp_path / path.relative_to(FOLDER / "notebooks"), as_version=4).cells
+        assert install.source == '%pip install --quiet "cropkit[course] @ git+https://github.com/somebody/cropkit"'
+        assert cells == nbformat.read(path, as_version=4).cells

@@ -1,23 +1,23 @@
-"""Run every notebook of the course, write what came out to build/course, and end with one table.
+"""Run every notebook of the course, end with one table, and make the site from what came out.
 
-Executed notebooks and their HTML pages go to ``build/course``, with an index page; ``CROPKIT_FAST``, ``CROPKIT_DATA``
+Executed notebooks go to ``build/course``, the site to ``build/site``; ``CROPKIT_FAST``, ``CROPKIT_DATA``
 and ``CROPKIT_ARCH`` hold here as in the notebooks. Exit code: 0; 1 if a
 notebook failed; 2 if the data or the model cannot serve.
 """
 
-import html
+import importlib.util
 import json
 import os
-import re
+import platform
 import shutil
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from cropkit import course
@@ -25,31 +25,7 @@ from cropkit.course import records
 from cropkit.models.surgery import create_model
 
 COURSE = course.FOLDER / "build" / "course"
-TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_css -%}{{ super() }}
-<style>.jp-OutputArea-output pre, .jp-OutputArea-output pre span { font-family: monospace; }</style>
-{%- endblock html_head_css -%}
-{%- block codecell -%}
-{%- if 'solution' in cell.metadata.get('tags', []) -%}
-<details style="margin: 0 0 1em 5em"><summary>Solution(解答)</summary>{{ super() }}</details>
-{%- else -%}{{ super() }}{%- endif -%}
-{%- endblock codecell -%}
-{%- block markdowncell scoped -%}
-{%- if 'answer' in cell.metadata.get('tags', []) -%}
-<details style="margin: 0 0 1em 5em"><summary>Answer(答案)</summary>{{ super() }}</details>
-{%- else -%}{{ super() }}{%- endif -%}
-{%- endblock markdowncell -%}"""
-INTRODUCTION = """<p>A course in transfer learning on crop photos: from the first look at a folder, through a bug that
-raises no error, to two cures, the confusion matrix, and a rerun that shows whether a correction helped. You need
-Python 3.10 or newer and a laptop, no GPU and no network. These pages show a run of {minutes:.0f} minutes on {cores}
-cores. The photos of the course are <b>drawn by a program</b>, so that everybody has them and every defect is known; the
-lessons run on your own photos too.</p>
-<p lang="zh-Hant">這門課以作物照片為例，帶你認識遷移式學習（transfer learning）：
-從檢視資料夾裡的照片開始，遇到一個不會出現錯誤訊息的 bug，學會兩種解法，
-接著閱讀混淆矩陣、找出原因，最後修正並重新訓練，確認修正是否有效。
-需要 Python 3.10 以上與一台筆電，不需要 GPU，也不需要網路。
-以下頁面是在 {cores} 核心的電腦上執行 {minutes:.0f} 分鐘的結果。課程中的照片是<b>由程式畫出來的</b>，
-因此人人都能取得，其中的每個缺陷也都是已知的；你也可以換成自己的照片來練習。</p>"""
+SITE = course.FOLDER / "build" / "site"
 
 
 def run_notebook(path: Path, label: str) -> str:
@@ -87,16 +63,7 @@ def run_notebook(path: Path, label: str) -> str:
         failure = str(error).splitlines()[0]
     show("  FAILED\n" if failure else "\n")
     nbformat.write(notebook, COURSE / path.name)
-    page, _ = html_exporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
-    (COURSE / f"{path.stem}.html").write_text(page, encoding="utf-8")
     return failure
-
-
-def html_exporter() -> HTMLExporter:
-    """An exporter whose pages ask nothing of another host."""
-    exporter = HTMLExporter(raw_template=TEMPLATE, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
-    exporter.embed_images = True
-    return exporter
 
 
 def results() -> list[list[str]]:
@@ -119,39 +86,14 @@ def as_text(table: list[list[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def index_page(failures: dict[str, str], seconds: dict[str, float], table: list[list[str]]) -> str:
-    """The page that says what the course is, links the notebooks and shows the closing table."""
-    items = []
-    for name, failure in failures.items():
-        cells = nbformat.read(COURSE / f"{name}.ipynb", as_version=4).cells
-        title = cells[0].source.splitlines()[0].lstrip("# ")
-        aim = html.escape(re.sub("[*`]", "", cells[0].source.split("\n\n")[1]))
-        state = f"<p class=failed>Failed: {html.escape(failure)}</p>" if failure else ""
-        ran = f"<small>ran in {seconds[name]:.0f} s</small>"
-        items.append(f'<li><a href="{name}.html">{html.escape(title)}</a> {ran}<p>{aim}</p>{state}</li>')
-    rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for row, tag in
-            zip(table, ["th"] + ["td"] * len(table), strict=False)]  # fmt: skip
-    introduction = INTRODUCTION.format(cores=os.cpu_count(), minutes=sum(seconds.values()) / 60)
-    kind = " (fast mode: few photos, one epoch; the accuracies mean nothing)" if course.FAST else ""
-    pieces = "".join(f"<h2>{title}</h2><div class=wide>{piece(name)}</div>" for name, title in records.PAGES.items())
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>cropkit: the course</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
-ul {{ padding: 0; }} li {{ margin: .8rem 0; list-style: none; }} li a {{ font-weight: 600; }} li p {{ margin: 0; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .3rem .8rem; text-align: left; }}
-.failed {{ color: #b00020; }} .wide {{ overflow-x: auto; width: min(64rem, 94vw); }} .wide table {{ font-size: .8rem; }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd; }}
-a {{ color: #8ab4f8; }} .failed {{ color: #ff8a80; }} }}</style>
-<h1>cropkit: the course</h1>{introduction}<ul>{"".join(items)}</ul>
-<h2>What was trained{kind}</h2><div class=wide><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>
-{pieces}</html>
-"""
+def site() -> str:
+    """Build the site, where Sphinx is installed; a line on where to read the course."""
+    if importlib.util.find_spec("sphinx") is None:
+        return f"Open {COURSE}. For pages to read: pip install 'cropkit[course]', then make site."
+    import build_site
 
-
-def piece(name: str) -> str:
-    """A piece of HTML that a notebook left in this run."""
-    file = records.OUT / f"{name}.html"
-    return file.read_text(encoding="utf-8") if file.exists() else "<p class=failed>missing</p>"
+    build_site.build(COURSE, SITE)
+    return f"Open {SITE / 'en' / 'index.html'} or {SITE / 'zh_TW' / 'index.html'}"
 
 
 def main() -> int:
@@ -175,14 +117,18 @@ def main() -> int:
         failures[path.stem] = run_notebook(path, f"[{number}/{len(paths)}] {path.stem:{width}s}")
         seconds[path.stem] = time.perf_counter() - begun
     table = results()
-    (COURSE / "index.html").write_text(index_page(failures, seconds, table), encoding="utf-8")
+    pieces = {path.stem: path.read_text(encoding="utf-8") for path in sorted(records.OUT.glob("*.html"))}
+    machine = f"{date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    run = {"machine": machine, "fast": course.FAST, "seconds": seconds, "failures": failures}
+    (COURSE / "run.json").write_text(json.dumps({**run, "table": table, "pieces": pieces}), encoding="utf-8")
     print(f"\n{as_text(table)}\n")
     for name, failure in failures.items():
         if failure:
             print(f"FAILED {name}: {failure}")
     if course.FAST:
         print("Fast mode: few photos and one epoch, so the accuracies mean nothing.")
-    print(f"{time.perf_counter() - started:.0f} s. Open {COURSE / 'index.html'}")
+    print(f"{time.perf_counter() - started:.0f} s")
+    print(site())
     return int(any(failures.values()))
 
 
