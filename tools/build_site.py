@@ -19,6 +19,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from cropkit.course.records import PIECES
+
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "notebooks" / "GLOSSARY.md"
 NAMES = {"en": "English", "zh_TW": "中文"}
@@ -112,7 +114,7 @@ def results(run: dict, titles: dict[str, str], language: str) -> str:
     parts += [words["fast"]] * run["fast"] + [table(words["ran"], rows), f"## {words['trained']}"]
     header, *rest = [f"| {' | '.join(row)} |" for row in run["table"]]
     parts.append(table(header, rest))
-    for name in ("comparison", "matrix"):
+    for name in PIECES:
         piece = run["pieces"].get(name)
         raw = f'```{{raw}} html\n<div class="wide">{piece}</div>\n```'
         parts += [f"## {words[name]}", raw if piece else words["missing"]]

@@ -1,4 +1,4 @@
-"""What the notebooks leave for the closing page of a run of the whole course."""
+"""What the notebooks leave for the closing table of a run of the whole course, and for the site's page of results."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,13 @@ from pathlib import Path
 from cropkit.course.settings import ARCH, OUT
 from cropkit.data.files import replace_text
 
-# What else stands on the course's closing page: a piece of HTML, and its title.
-PAGES = {"comparison": "Methods compared (07)", "matrix": "What was mixed up (08)"}
+PIECES = ("comparison", "matrix")  # of HTML, from lessons 07 and 08
 
 
 def keep_page(name: str, html: str) -> None:
-    """Leave a piece of HTML, one of `PAGES`, for the course's closing page."""
-    if name not in PAGES:
-        raise ValueError(f"{name!r} is no piece of the closing page; known are {', '.join(PAGES)}.")
+    """Leave a piece of HTML, one of `PIECES`, for the site's page of results."""
+    if name not in PIECES:
+        raise ValueError(f"{name!r} is no piece of the page of results; known are {', '.join(PIECES)}.")
     OUT.mkdir(parents=True, exist_ok=True)
     replace_text(OUT / f"{name}.html", html)
 
