@@ -31,7 +31,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_last_updated_fmt = None
 html_theme_options = {
-    "article_header_end": ["language.html", "article-header-buttons.html", "toggle-secondary-sidebar.html"],
+    "article_header_end": ["language.html", "article-header-buttons.html"],
     "navbar_persistent": [],
     "use_download_button": False,
     "use_fullscreen_button": False,
