@@ -180,7 +180,7 @@ def test_the_matrix_works_in_a_notebook_that_is_not_trusted(executed, browser, l
 @pytest.fixture(scope="module")
 def site(executed, folder, tmp_path_factory):
     """The course's site in both languages: 08 as it was executed here, the other lessons without results."""
-    pytest.importorskip("sphinx", reason="Sphinx is not installed (pip install 'cropkit[course]')")
+    pytest.importorskip("sphinx", reason="Sphinx is not installed (pip install 'cropkit[site]')")
     spec = importlib.util.spec_from_file_location("build_site", course.FOLDER / "tools" / "build_site.py")
     build_site = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build_site)

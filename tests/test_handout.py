@@ -1,7 +1,5 @@
 """The unpacked course: what somebody has changed in it is never lost."""
 
-import json
-
 import nbformat
 import pytest
 
@@ -15,6 +13,12 @@ def notebook(*sources, ids=None):
     for cell, name in zip(cells, ids or "abcdef", strict=False):
         cell.id = name
     return nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()
+
+
+def tagged(data):
+    read = nbformat.reads(data.decode(), as_version=4)
+    read.cells[0].metadata["slideshow"] = {"slide_type": "slide"}
+    return nbformat.writes(read).encode()
 
 
 @pytest.fixture
@@ -49,9 +53,10 @@ def sources(path):
         notebook("one", "two", "mine"),
         notebook("one", "two", ids="xb"),
         notebook("two", "one", ids="ba"),
+        tagged(notebook("one", "two")),
         b"not a notebook any more",
     ],
-    ids=["edited", "deleted", "added", "renamed", "moved", "broken"],
+    ids=["edited", "deleted", "added", "renamed", "moved", "tagged", "broken"],
 )
 def test_an_edit_stays_and_the_new_notebook_lies_beside_it(version, folder, edited):
     (folder / NAME).write_bytes(edited)
@@ -77,6 +82,8 @@ def test_an_edit_of_the_file_beside_it_is_an_edit_too(version, folder):
 def test_a_notebook_that_was_only_run_is_replaced_when_there_is_a_newer_one(version, folder):
     ran = nbformat.read(folder / NAME, as_version=4)
     ran.cells[0].update(execution_count=1, outputs=[nbformat.v4.new_output("stream", text="1")])
+    ran.cells[0].metadata["execution"] = {"iopub.execute_input": "2026-11-27T12:00:00"}
+    ran.metadata["language_info"] = {"version": "3.13.1"}
     nbformat.write(ran, folder / NAME)
     before = (folder / NAME).read_bytes()
     assert handout.unpack(folder, update=True) == [] and (folder / NAME).read_bytes() == before
@@ -124,9 +131,30 @@ def test_both_languages_hold_the_same_lessons_a_readme_and_an_environment():
     assert "檢查環境" in chinese["00_check_your_setup.ipynb"].decode()
 
 
-def test_a_bundle_that_pip_cannot_fill_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["", "[1]", "{}", '{"lang": "en", "files": 3}'])
+def test_a_damaged_record_is_said_and_nothing_is_touched(version, folder, damage):
+    (folder / handout.RECORD).write_text(damage)
+    version("newer")
+    with pytest.raises(ValueError, match=r"\.cropkit\.json is damaged"):
+        handout.unpack(folder, update=True)
+    assert sources(folder / NAME) == ["one", "two"]
+
+
+def test_a_bundle_that_pip_cannot_fill_says_so_and_goes_on(tmp_path, monkeypatch, version):
     monkeypatch.setattr(handout, "checkout", lambda: tmp_path / "nowhere")
-    monkeypatch.setattr(handout, "shipped", lambda lang: {"README.md": b""})
     with pytest.raises(RuntimeError, match="pip could not bring all packages"):
         handout.bundle(tmp_path / "stick")
-    assert json.loads((tmp_path / "stick" / "lessons" / handout.RECORD).read_text())["lang"] == "en"
+    assert sources(tmp_path / "stick" / "lessons" / NAME) == ["one", "two"]
+    called = []
+    monkeypatch.setattr(handout, "call", called.append)
+    handout.bundle(tmp_path / "stick", torch_index="an address")
+    assert called[0][-4:] == ["--index-url", "an address", "torch", "torchvision"]
+    assert called[1][-1] == f"{tmp_path / 'nowhere'}[course]"
+    assert "cropkit course my-course --lang en" in (tmp_path / "stick" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_leaves_a_folder_of_something_else_alone(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        handout.bundle(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -1,5 +1,6 @@
 """The promises that files make about each other: notebooks, glossary, environment, Makefile."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -73,3 +74,28 @@ def test_the_copies_for_colab_install_first_and_are_the_notebooks_otherwise(tmp_
         install, *cells = nbformat.read(tmp_path / path.relative_to(FOLDER / "notebooks"), as_version=4).cells
         assert install.source == '%pip install --quiet "cropkit[course] @ git+https://github.com/somebody/cropkit"'
         assert cells == nbformat.read(path, as_version=4).cells
+
+
+@pytest.fixture(scope="module")
+def build_site():
+    spec = importlib.util.spec_from_file_location("build_site", FOLDER / "tools" / "build_site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_results_shows_what_the_run_left(build_site):
+    run = {"machine": "a test", "fast": False, "seconds": {"07": 61}, "failures": {"07": "KeyError: 'a | b' <i>"}}
+    run |= {"table": [["model"], ["lite"]], "pieces": {"matrix": "<table>the matrix</table>"}}
+    page = build_site.results(run, {"07": "Compare"}, "en")
+    assert "| [Compare](07.ipynb) | 61 | KeyError: &#x27;a &#124; b&#x27; &lt;i&gt; |" in page
+    assert "| lite |" in page and '<div class="wide"><table>the matrix</table></div>' in page
+    assert page.count("Not computed in this run.") == 1  # the comparison
+
+
+def test_the_site_takes_no_folder_that_holds_something_else(build_site, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        build_site.build(tmp_path / "executed", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert build_site.main(str(tmp_path), str(tmp_path / "site")) == 1  # nothing was executed there

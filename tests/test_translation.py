@@ -13,8 +13,7 @@ NOTEBOOKS = sorted((course.FOLDER / "notebooks").glob("[0-9]*.ipynb"))
 
 @pytest.fixture(scope="module")
 def translate():
-    for library in ("polib", "mdpo"):
-        pytest.importorskip(library)
+    pytest.importorskip("polib")
     spec = importlib.util.spec_from_file_location("translate", course.FOLDER / "tools" / "translate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -63,10 +62,15 @@ def test_what_is_not_translated_or_changed_since_is_said(translate, edition, cap
     file = edition / "notebooks" / "00_try.ipynb"
     file.write_text(file.read_text().replace("Run it 3 times.", "Run it 3 times, at least."))
     capsys.readouterr()
-    assert translate.main(["--check"]) == 1 and "00_try.po is behind" in capsys.readouterr().out
+    assert translate.main(["--check"]) == 1 and "00_try.po is behind the English file" in capsys.readouterr().out
     translate.main([])
     assert translate.main(["--check"]) == 1 and "is fuzzy" in capsys.readouterr().out
+    file.write_text(file.read_text().replace("Run it 3 times, at least.", "Something else."))
+    translate.main([])
     assert "執行 3 次。" in (edition / "locale" / "00_try.po").read_text(encoding="utf-8")  # nothing was lost
+    file.write_text(file.read_text().replace("Something else.", "Run it 3 times, at least."))
+    translate.main([])
+    assert "執行 3 次。" in (edition / "notebooks" / "zh_TW" / "00_try.ipynb").read_text(encoding="utf-8")
 
 
 def test_a_chinese_file_that_somebody_edited_is_noticed(translate, edition, capsys):
@@ -75,9 +79,18 @@ def test_a_chinese_file_that_somebody_edited_is_noticed(translate, edition, caps
     translate.main([])
     file = edition / "notebooks" / "zh_TW" / "00_try.ipynb"
     file.write_text(file.read_text(encoding="utf-8").replace("執行", "跑"), encoding="utf-8")
-    assert translate.main(["--check"]) == 1 and "00_try.ipynb is not what" in capsys.readouterr().out
+    assert translate.main(["--check"]) == 1 and "00_try.ipynb is behind the English file" in capsys.readouterr().out
     shutil.rmtree(file.parent)
     assert translate.main(["--check"]) == 1
+
+
+def test_only_prose_is_translated(translate):
+    text = "# A\n\n- b\n  c\n  - d\n\n1. e\n2. e\n\n```\na\n```\n\n| f | a |\n|---|---|\n| `g` | 1 |\n"
+    found = [message for message, _, _ in translate.messages(text)]
+    assert found == ["A", "b c", "d", "e", "e", "f", "a", "`g`", "1"]
+    known = dict(zip(("A", "b c", "d", "e", "f", "a"), "甲乙丙丁戊己", strict=True))
+    chinese = "# 甲\n\n- 乙\n  - 丙\n\n1. 丁\n2. 丁\n\n```\na\n```\n\n| 戊 | 己 |\n|---|---|\n| `g` | 1 |\n"
+    assert translate.in_chinese(text, known) == chinese
 
 
 @pytest.mark.parametrize(

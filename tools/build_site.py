@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def results(run: dict, titles: dict[str, str], language: str) -> str:
     """The page of what this run computed: seconds, the models, and what lessons 07 and 08 left."""
     words, rows = WORDS[language], []
     for name, seconds in run["seconds"].items():
-        rows.append(f"| [{titles[name]}]({name}.ipynb) | {seconds:.0f} | {run['failures'].get(name, '')} |")
+        failure = html.escape(run["failures"].get(name, "")).replace("|", "&#124;")
+        rows.append(f"| [{titles[name]}]({name}.ipynb) | {seconds:.0f} | {failure} |")
     parts = [f"# {words['run']}", words["by"].format(**run, minutes=sum(run["seconds"].values()) / 60)]
     parts += [words["fast"]] * run["fast"] + [table(words["ran"], rows), f"## {words['trained']}"]
     header, *rest = [f"| {' | '.join(row)} |" for row in run["table"]]
@@ -184,6 +186,7 @@ def build(executed: Path, site: Path, strict: bool = False) -> None:
         strict: a warning of Sphinx is an error.
 
     Raises:
+        FileExistsError: if `site` holds something else.
         RuntimeError: if Sphinx finds something wrong; it has said what.
     """
     import jieba
@@ -191,8 +194,10 @@ def build(executed: Path, site: Path, strict: bool = False) -> None:
 
     jieba.setLogLevel("ERROR")
 
-    work = site.with_name(f"{site.name}-work")
-    shutil.rmtree(work, ignore_errors=True)
+    if site.exists() and any(site.iterdir()) and not (site / "en" / "searchindex.js").exists():
+        raise FileExistsError(f"{site} holds something else than this site. Name a new folder.")
+    site.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="site-", dir=site.parent))
     for language in NAMES:
         source = work / "source" / language
         source.mkdir(parents=True)
@@ -218,8 +223,9 @@ def build(executed: Path, site: Path, strict: bool = False) -> None:
     (work / "site" / "index.html").write_text(door, encoding="utf-8")
     for leftover in ("jupyter_execute", "en/_sources", "zh_TW/_sources"):
         shutil.rmtree(work / "site" / leftover, ignore_errors=True)
-    shutil.rmtree(site, ignore_errors=True)
-    shutil.move(work / "site", site)
+    if site.exists():  # on Windows this fails while a program has a page open, and the old site stays
+        site.replace(work / "before")
+    (work / "site").replace(site)
     shutil.rmtree(work)
 
 

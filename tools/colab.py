@@ -1,6 +1,6 @@
 """Copies of the notebooks for Google Colab, in both languages: each begins with a cell that installs cropkit.
 
-python tools/colab.py <owner/repository> <folder>
+python tools/colab.py <owner/repository[@commit]> <folder>
 """
 
 import sys

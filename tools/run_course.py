@@ -22,6 +22,7 @@ from nbformat import NotebookNode
 
 from cropkit import course
 from cropkit.course import records
+from cropkit.data.files import replace_text
 from cropkit.models.surgery import create_model
 
 COURSE = course.FOLDER / "build" / "course"
@@ -89,7 +90,7 @@ def as_text(table: list[list[str]]) -> str:
 def site() -> str:
     """Build the site, where Sphinx is installed; a line on where to read the course."""
     if importlib.util.find_spec("sphinx") is None:
-        return f"Open {COURSE}. For pages to read: pip install 'cropkit[course]', then make site."
+        return f"Open {COURSE}. For pages to read: pip install sphinx and the rest of the extra `site`, then make site."
     import build_site
 
     build_site.build(COURSE, SITE)
@@ -98,16 +99,16 @@ def site() -> str:
 
 def main() -> int:
     started = time.perf_counter()
-    shutil.rmtree(COURSE, ignore_errors=True)
-    COURSE.mkdir(parents=True)
-    for file in records.OUT.glob("*.*"):  # what is shown at the end was made in this run; experiments stay
-        file.unlink()
     try:  # what would fail in every notebook is said once, before the first
         catalog = course.load_catalog()
         create_model(course.ARCH, num_classes=2)  # also finds a head that cannot be replaced
     except (OSError, ValueError) as error:
         print(f"The course cannot run: {error}", file=sys.stderr)
         return 2
+    shutil.rmtree(COURSE, ignore_errors=True)
+    COURSE.mkdir(parents=True)
+    for file in records.OUT.glob("*.*"):  # what is shown at the end was made in this run; experiments stay
+        file.unlink()
     print(f"{len(catalog)} photos of {catalog['label'].nunique()} classes in {catalog['root'].iloc[0]}; {course.ARCH}")
     paths = sorted((course.FOLDER / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     width = max(len(path.stem) for path in paths)
@@ -120,7 +121,7 @@ def main() -> int:
     pieces = {path.stem: path.read_text(encoding="utf-8") for path in sorted(records.OUT.glob("*.html"))}
     machine = f"{date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     run = {"machine": machine, "fast": course.FAST, "seconds": seconds, "failures": failures}
-    (COURSE / "run.json").write_text(json.dumps({**run, "table": table, "pieces": pieces}), encoding="utf-8")
+    replace_text(COURSE / "run.json", json.dumps({**run, "table": table, "pieces": pieces}))
     print(f"\n{as_text(table)}\n")
     for name, failure in failures.items():
         if failure:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,20 +23,23 @@ dependencies:
   - pip:
       - cropkit[course]=={version}
 """
-STICK = """# The course on a stick
+STICK = """# The course on a stick 隨身碟上的課程
 
-The packages are in `packages`, the notebooks in `lessons`. No network is needed:
+For {system}, Python {python}. No network is needed 不需要網路. In a folder of your own, not on the stick
+(在你自己的資料夾裡，不要在隨身碟上):
 
 ```sh
-python -m venv course
-course/bin/python -m pip install --no-index --find-links packages "cropkit[course]"
-cd lessons
-../course/bin/jupyter lab 00_check_your_setup.ipynb
+python3 -m venv own
+own/bin/python -m pip install --no-index --find-links <stick>/packages "cropkit[course]"
+own/bin/cropkit course my-course --lang {lang}
+own/bin/jupyter lab my-course/00_check_your_setup.ipynb
 ```
 
-On Windows: `course\\Scripts\\` in place of `course/bin/`.
-不需要網路；在 Windows 上把 `course/bin/` 換成 `course\\Scripts\\`。
+On Windows `python` in place of `python3`, and `own\\Scripts\\` in place of `own/bin/`.
+`lessons` has the notebooks to look at 可直接瀏覽的筆記本.
 """
+# What JupyterLab writes into a notebook by itself; all other metadata is its owner's.
+BY_ITSELF = {"execution", "collapsed", "scrolled", "jupyter", "trusted", "kernelspec", "language_info", "widgets"}
 
 
 def unpack(folder: str | os.PathLike[str], lang: Language | None = None, update: bool = False) -> list[str]:
@@ -54,7 +59,7 @@ def unpack(folder: str | os.PathLike[str], lang: Language | None = None, update:
     Raises:
         FileExistsError: if `folder` is not empty and no update is asked for.
         FileNotFoundError: if an update is asked for where no course was unpacked.
-        ValueError: if the folder holds the other language.
+        ValueError: if the folder holds the other language, or its record is damaged.
 
     Example:
         >>> unpack("my-course", lang="zh_TW")[0]
@@ -69,7 +74,11 @@ def unpack(folder: str | os.PathLike[str], lang: Language | None = None, update:
     if update:
         if not record.exists():
             raise FileNotFoundError(f"{folder}: no course was unpacked here. Name its folder, or leave --update out.")
-        edition, before = json.loads(record.read_text(encoding="utf-8")).values()
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            edition, before = found["lang"], dict(found["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{record} is damaged. Unpack into a new folder; the notebooks here stay.") from error
         if lang not in (None, edition):
             raise ValueError(f"{folder} holds the {edition} edition. Unpack {lang} into another folder.")
     elif folder.exists() and any(folder.iterdir()):
@@ -113,8 +122,9 @@ def shipped(lang: Language) -> dict[str, bytes]:
     if (home := checkout()) is not None:
         lessons = home / "notebooks"
     folder = lessons if lang == "en" else lessons / lang
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".ipynb", ".md")}
-    files["README.md"] = files.pop("HANDOUT.md")
+    paths = [*sorted(folder.glob("[0-9]*.ipynb")), folder / "GLOSSARY.md"]
+    files = {path.name: path.read_bytes() for path in paths}
+    files["README.md"] = (folder / "HANDOUT.md").read_bytes()
     files["environment.yml"] = ENVIRONMENT.format(version=version("cropkit")).encode()
     return files
 
@@ -123,10 +133,14 @@ def fingerprint(name: str, data: bytes) -> str:
     """What its owner may have changed in a file."""
     if name.endswith(".ipynb"):
         try:
-            cells = json.loads(data)["cells"]
-            kept = [(c["id"], c["cell_type"], "".join(c["source"]), c.get("attachments")) for c in cells]
-            data = json.dumps(kept).encode()
-        except (ValueError, KeyError, TypeError):  # no notebook any more: all of it counts
+            notebook = json.loads(data)
+            for cell in notebook["cells"]:
+                cell["source"] = "".join(cell["source"])
+                cell.pop("outputs", None), cell.pop("execution_count", None)
+            for part in (notebook, *notebook["cells"]):
+                part["metadata"] = {key: value for key, value in part["metadata"].items() if key not in BY_ITSELF}
+            data = json.dumps([notebook["metadata"], notebook["cells"]], sort_keys=True).encode()
+        except (ValueError, KeyError, TypeError, AttributeError):  # no notebook any more: all of it counts
             pass
     return hashlib.sha256(data).hexdigest()
 
@@ -145,17 +159,23 @@ def bundle(folder: str | os.PathLike[str], lang: Language = "en", torch_index: s
         The folder: ``packages``, ``lessons`` and a README.md with the lines that install them without a network.
 
     Raises:
-        FileExistsError: if `folder` is not empty.
-        RuntimeError: if pip could not get a package; it has said which.
+        FileExistsError: if `folder` holds something else than a bundle.
+        RuntimeError: if pip could not get a package; it has said which. The same call goes on.
     """
     folder = Path(folder)
-    unpack(folder / "lessons", lang)
+    begun = (folder / "lessons" / RECORD).exists()
+    if folder.exists() and any(folder.iterdir()) and not begun:
+        raise FileExistsError(f"{folder} is not empty. Name a new folder.")
+    unpack(folder / "lessons", lang, update=begun)
     packages, home = folder / "packages", checkout()
     pip = [sys.executable, "-m", "pip", "wheel", "--wheel-dir", str(packages), "--find-links", str(packages)]
     if torch_index:
         call([*pip, "--index-url", torch_index, "torch", "torchvision"])
+    if home:  # what an earlier build left there would come along
+        shutil.rmtree(home / "build" / "lib", ignore_errors=True)
     call([*pip, f"{home}[course]" if home else f"cropkit[course]=={version('cropkit')}"])
-    replace_text(folder / "README.md", STICK)
+    system, python = f"{platform.system()} {platform.machine()}", ".".join(platform.python_version_tuple()[:2])
+    replace_text(folder / "README.md", STICK.format(system=system, python=python, lang=lang))
     return folder
 
 
