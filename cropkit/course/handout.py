@@ -46,7 +46,7 @@ def unpack(folder: str | os.PathLike[str], lang: Language | None = None, update:
     """Put the course's notebooks into a folder, with a README, the glossary and an environment.yml.
 
     An update never writes over a file that somebody has changed: the new one is put beside it. Of a notebook its cells
-    count, not what running it leaves (outputs, counts).
+    and metadata count, not what running it leaves (outputs, counts).
 
     Args:
         folder: a new or empty folder; with `update`, one that a course was unpacked into.
